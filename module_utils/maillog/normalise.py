@@ -1,0 +1,137 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One text for a thousand variants of an SMTP answer: what varies from message to message is masked.
+
+The mask works word by word and remembers the words that need none, so that most of an answer costs a look-up.
+Every step takes time linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+MAX_TEXT = 1200
+"""Characters of an answer that are looked at (RFC 5321 allows 512 a line; sendmail logs fewer)."""
+
+_KNOWN_WORDS = 20_000
+_MAX_WORD = 300
+
+# A continuation inside a joined multi-line answer: " / 550-5.7.1 ".
+_CONTINUATION = re.compile(r"\s*(?:\s/|[\r\n])\s*[245]\d\d(?:[- ]|$)(?:[245]\.\d{1,3}\.\d{1,3}(?![\d.])\s?)?")
+_PLAIN_WORD = re.compile(r"[^\d@./:<>=]+\Z")
+_ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
+_ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
+_URL = re.compile(r"(?:https?:/?/?|www\.)[^\s<>\"\]]+", re.I)
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}|#)(?:\.(?:\d{1,3}|#)){3}(?:/\d{1,2})?(?::\d{1,5})?(?![\w.]*\w)")
+_IPV6 = re.compile(r"(?<![\w:])(?:IPv6:)?(?=[0-9a-f.]*:[0-9a-f.]*:)[0-9a-f:.]{3,45}(?![\w:])", re.I)
+_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?|(?<!\d)\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?![\d:])"
+    r"|(?<!\d)\d{1,2}/\d{1,2}/\d{2,4}(?!\d)"
+)
+_HOST = re.compile(r"(?<![\w.@/-])(?:[\w-]{1,63}\.){1,10}[A-Za-z][\w-]{1,62}\.?(?![\w@/-])")
+_KEPT_CODE = re.compile(
+    r"[A-Z]{1,5}[-_]?\d{1,4}\Z|(?:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z", re.I
+)
+_MEASURE = re.compile(r"\d+(?:[.,]\d+)?(?:s|sec|secs|seconds|m|min|mins|minutes|h|hours|d|days|k|kb|m|mb|g|gb|bytes)?\Z", re.I)
+_PIECE = re.compile(r"[A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*(?:[.:][A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*)*", re.A)
+_URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", re.A)
+
+
+def _mask_piece(match: re.Match[str]) -> str:
+    """A run with a digit in it: a code that tells is kept, a number or an identifier is masked."""
+    piece = match.group()
+    if _ENHANCED.match(piece):
+        return piece
+    if _MEASURE.match(piece):
+        return "<n>"
+    if _KEPT_CODE.match(piece) and not piece[:1].islower():
+        return piece
+    if _KEPT_CODE.match(piece) and len(piece) <= 9 and piece.lower().startswith(("rfc", "utf", "8", "7", "ipv", "base", "tls", "smtp")):
+        return piece
+    return "<id>"
+
+
+class _Words(dict[str, str]):
+    """Word -> masked word. Words that stay as they are (most of any answer) are remembered, up to a bound."""
+
+    def __init__(self, kept_hosts: Iterable[str]) -> None:
+        super().__init__()
+        self._kept = frozenset(host.lower().strip(".") for host in kept_hosts)
+
+    def __missing__(self, word: str) -> str:
+        masked = self._mask(word)
+        if masked == word and len(word) < 40:
+            if len(self) >= _KNOWN_WORDS:
+                self.clear()
+            self[word] = masked
+        return masked
+
+    def _mask(self, word: str) -> str:
+        if _PLAIN_WORD.match(word) or _ENHANCED.match(word):
+            return word
+        word = word[:_MAX_WORD]
+        url = _URL.search(word)
+        if url is not None:
+            return self._mask_rest(word[: url.start()]) + _mask_url(url.group()) + self._mask_rest(word[url.end() :])
+        return self._mask_rest(word)
+
+    def _mask_rest(self, word: str) -> str:
+        if not word:
+            return word
+        if "@" in word or "<" in word:
+            word = _ADDRESS.sub("<address>", word)
+        word = _IPV4.sub("<ip>", word)
+        if ":" in word:
+            word = _TIME.sub("<time>", word)
+            word = _IPV6.sub("<ip>", word)
+        elif word.count("-") == 2 or word.count("/") == 2:
+            word = _TIME.sub("<time>", word)
+        if "." in word:
+            word = _HOST.sub(self._mask_host, word)
+        return _PIECE.sub(_mask_piece, word)
+
+    def _mask_host(self, match: re.Match[str]) -> str:
+        """A host name, but one that tells (the zone of a blocklist) stays."""
+        host = match.group()
+        labels = host.lower().rstrip(".").split(".")
+        if any(".".join(labels[-size:]) in self._kept for size in (2, 3)):
+            return host
+        return "<host>"
+
+
+def _mask_url(url: str) -> str:
+    """A link keeps host and path, since they tell; numbers, addresses and identifiers in it don't stay."""
+    scheme, _, rest = url.partition("//")
+    if not rest:
+        scheme, rest = "", url
+    host, slash, path = rest.partition("/")
+    path = _URL_VALUE.sub("<id>", slash + path) if path else slash
+    return (scheme + "//" if scheme else "") + host + path
+
+
+class Normaliser:
+    """Masks what varies in an SMTP answer.
+
+    :param kept_hosts: domains whose host names tell something (blocklists) and are not masked.
+    """
+
+    def __init__(self, kept_hosts: Iterable[str] = ()) -> None:
+        self._words = _Words(kept_hosts)
+
+    def __call__(self, text: str) -> str:
+        """The masked text: single spaces, lines of a multi-line answer joined, at most :data:`MAX_TEXT` characters."""
+        if len(text) > MAX_TEXT:
+            text = f"{text[: MAX_TEXT * 3 // 4]} ... {text[-MAX_TEXT // 4 :]}"
+        if " / " in text or "\n" in text:
+            text = _CONTINUATION.sub(" ", text)
+        return " ".join(map(self._words.__getitem__, text.split()))
+
+
+_default = Normaliser()
+
+
+def normalise_reply(text: str) -> str:
+    """Mask addresses, hosts, IPs, times, numbers and identifiers: ``550 5.1.1 <address>: User unknown <id>``."""
+    return _default(text)

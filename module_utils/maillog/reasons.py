@@ -1,0 +1,270 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Why a message failed: the reason and the fault of one delivery attempt, by ordered rules that are data.
+
+The first rule whose conditions all hold decides. The shipped rules (``data/reasons.yml``) stand in the order of what is
+worth more: what the answer's text states, then its enhanced code, then its three digits, then sendmail's ``stat=`` word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .normalise import Normaliser
+from .providers import ProviderTable
+
+OTHER = "other"
+_CACHE = 20_000
+
+_HEAD = re.compile(r"\s*(?P<code>[2345]\d\d)?(?:[- ]|\Z)?\s*(?:#?(?P<enhanced>[245]\.\d{1,3}\.\d{1,3})(?![\w.]))?")
+_INNER_ENHANCED = re.compile(r"(?<![\w.])#?([245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d)")
+_IN_STAT = re.compile(r"(?:Deferred|queued|Service unavailable)?:?\s*(?=[245]\d\d[- ])", re.I)
+_LINK = re.compile(r"(?:https?:/?/?|www\.)\S+")
+
+
+class Attempt(NamedTuple):
+    """What the log says of one failed delivery attempt (or refused SMTP transaction) to one recipient."""
+
+    code: str | None = None
+    """Three digits, where the parser knows them apart from ``reply``."""
+    enhanced: str | None = None
+    """``dsn=`` as logged. sendmail makes one up where the answer has none."""
+    reply: str | None = None
+    """``reply=`` or ``reject=`` as logged, with its codes."""
+    stat: str = ""
+    stage_hint: str | None = None
+    """``connect``, ``ehlo``, ``starttls``, ``mail``, ``rcpt``, ``data``, ``eom``, ``dns``, ``local``, ``queue``."""
+    relay: str | None = None
+    relay_ip: str | None = None
+    mailer: str | None = None
+    tier: str | None = None
+
+
+class Reason(NamedTuple):
+    """``id`` and ``fault`` of a failure, the ``rule`` that decided, and whether what was logged ``tells`` it."""
+
+    id: str
+    fault: str
+    rule: str
+    tells: bool
+
+
+class _Evidence(NamedTuple):
+    """An attempt as the rules look at it. Equal evidence has an equal reason: this is the key of the cache."""
+
+    text: str
+    code: str
+    enhanced: str
+    stat: str
+    stage: str | None
+    relay: str
+    provider: str | None
+    mailer: str | None
+    tier: str | None
+    reply: bool
+
+
+class _Pattern(NamedTuple):
+    literal: str
+    search: Any
+
+    @classmethod
+    def of(cls, source: str) -> _Pattern:
+        return cls(required_literal(source), re.compile(source).search)
+
+    def matches(self, text: str) -> bool:
+        return self.literal in text and self.search(text) is not None
+
+
+def required_literal(pattern: str) -> str:
+    """The longest run of plain characters that every match of ``pattern`` holds; ``""`` where none is sure.
+
+    A substring test costs a fraction of a regular expression, and nearly always says no.
+    """
+    depth, best, run = 0, "", ""
+    position = 0
+    while position < len(pattern):
+        char = pattern[position]
+        following = pattern[position + 1 : position + 2]
+        plain = char.isalnum() or char in " _-<>@/:;,'#=&%!~\""
+        if char == "\\":
+            plain, position = False, position + 1
+            following = pattern[position + 1 : position + 2]
+        elif char == "[":
+            position = _end_of_class(pattern, position)
+        elif char in "()":
+            depth += 1 if char == "(" else -1
+        elif char == "|" and depth == 0:
+            return ""
+        elif char == "{":
+            position = max(pattern.find("}", position), position)
+        if plain and depth == 0 and following not in ("?", "*", "{"):
+            run += char
+        else:
+            best, run = max(best, run, key=len), ""
+        position += 1
+    return max(best, run, key=len)
+
+
+def _end_of_class(pattern: str, start: int) -> int:
+    """Index of the ``]`` that closes the character class opened at ``start``."""
+    position = start + 1 + pattern.startswith("^", start + 1)
+    position += pattern.startswith("]", position)
+    while position < len(pattern) and pattern[position] != "]":
+        position += 2 if pattern[position] == "\\" else 1
+    return position
+
+
+class _Rule:
+    """One rule, compiled. Conditions that a rule doesn't name hold always."""
+
+    def __init__(self, data: Mapping[str, Any], fault: str) -> None:
+        self.id: str = data["id"]
+        self.reason = Reason(data["reason"], data.get("fault", fault), data["id"], data.get("tells", True))
+        self.text = [_Pattern.of(source) for source in data.get("text", ())]
+        self.link = [_Pattern.of(source) for source in data.get("link", ())]
+        self.unless = [_Pattern.of(source) for source in data.get("unless", ())]
+        self.stat = [_Pattern.of(source) for source in data.get("stat", ())]
+        self.code = tuple(data.get("code", ()))
+        self.enhanced = frozenset(data.get("enhanced", ()))
+        self.choices = [
+            (field, frozenset(data[field]))
+            for field in ("stage", "relay", "provider", "mailer", "tier")
+            if field in data
+        ]
+        self.reply: bool | None = data.get("reply")
+
+    def holds(self, evidence: _Evidence, words: str, links: str) -> bool:
+        """Whether every condition of the rule holds."""
+        if self.reply is not None and self.reply != evidence.reply:
+            return False
+        if self.code and not evidence.code.startswith(self.code):
+            return False
+        if self.enhanced and not self._enhanced_holds(evidence.enhanced):
+            return False
+        if any(getattr(evidence, field) not in allowed for field, allowed in self.choices):
+            return False
+        if (self.text or self.link) and not (_any(self.text, words) or _any(self.link, links)):
+            return False
+        return (not self.stat or _any(self.stat, evidence.stat)) and not _any(self.unless, words)
+
+    def _enhanced_holds(self, enhanced: str) -> bool:
+        """``5.1.1`` as it is, ``x.1.1`` for every class, ``5.7.x`` for every detail."""
+        if not enhanced:
+            return False
+        kind, subject, detail = enhanced.split(".")
+        forms = (enhanced, f"x.{subject}.{detail}", f"{kind}.{subject}.x", f"x.{subject}.x")
+        return not self.enhanced.isdisjoint(forms)
+
+
+def _any(patterns: Iterable[_Pattern], text: str) -> bool:
+    return any(pattern.matches(text) for pattern in patterns)
+
+
+class Classifier:
+    """Gives each failed attempt its reason.
+
+    :param rules: ``data/reasons.yml``, validated (:func:`.rules.check_rules`): ``reasons``, ``telling_hosts``, ``rules``.
+    :param providers: ``data/providers.yml``, validated.
+    :param codes: ``data/enhanced_codes.yml``.
+    :param own_hosts: names of our own relays; a rule may ask for ``relay: [own]``.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[str, Any],
+        providers: Mapping[str, Any] | ProviderTable,
+        codes: Mapping[str, Any],
+        own_hosts: Iterable[str] = ("imap.cabal.internal",),
+    ) -> None:
+        self.faults: dict[str, str] = dict(rules["reasons"])
+        self._rules = [_Rule(rule, self.faults[rule["reason"]]) for rule in rules["rules"]]
+        self.providers = providers if isinstance(providers, ProviderTable) else ProviderTable(providers)
+        self._codes: Mapping[str, str] = codes["codes"]
+        self._own = frozenset(host.lower().rstrip(".") for host in own_hosts)
+        self.normalise = Normaliser(rules.get("telling_hosts", ()))
+        self._other = Reason(OTHER, self.faults[OTHER], "none", False)
+        self._by_attempt: dict[tuple[str | None, ...], Reason] = {}
+        self._by_evidence: dict[_Evidence, Reason] = {}
+
+    def classify(self, attempt: Attempt) -> Reason:
+        """The reason of one attempt; ``other`` where no rule holds. Never raises, takes time linear in the text."""
+        key = (
+            attempt.reply, attempt.stat, attempt.enhanced, attempt.code,
+            attempt.relay, attempt.stage_hint, attempt.mailer, attempt.tier,
+        )  # fmt: skip
+        found = self._by_attempt.get(key)
+        if found is None:
+            evidence = self._evidence(attempt)
+            found = self._by_evidence.get(evidence)
+            if found is None:
+                found = _remember(self._by_evidence, evidence, self._decide(evidence))
+            _remember(self._by_attempt, key, found)
+        return found
+
+    def code_text(self, enhanced: str) -> str | None:
+        """What the IANA registry says an enhanced code means; a temporary one has the text of its permanent twin."""
+        return self._codes.get(f"x{enhanced[1:]}")
+
+    def rules_that_hold(self, attempt: Attempt) -> list[str]:
+        """The ids of all rules that hold, the deciding one first: for validation and to explain a decision."""
+        evidence = self._evidence(attempt)
+        words, links = _split_links(evidence.text)
+        return [rule.id for rule in self._rules if rule.holds(evidence, words, links)]
+
+    def _decide(self, evidence: _Evidence) -> Reason:
+        words, links = _split_links(evidence.text)
+        for rule in self._rules:
+            if rule.holds(evidence, words, links):
+                return rule.reason
+        return self._other
+
+    def _evidence(self, attempt: Attempt) -> _Evidence:
+        text = attempt.reply or ""
+        in_stat = "" if text else _IN_STAT.sub("", attempt.stat, count=1) if _IN_STAT.match(attempt.stat) else ""
+        text = self.normalise(text or in_stat)
+        code, enhanced, body = _codes_of(text)
+        if not code:
+            # An answer that shows its three digits shows its enhanced code as well: the logged one is then sendmail's own.
+            enhanced = enhanced or attempt.enhanced or ""
+        relay = (attempt.relay or "").strip("[]. ").lower()
+        provider = self.providers.provider(relay).name if relay else None
+        return _Evidence(
+            text=body.lower(),
+            code=code or attempt.code or "",
+            enhanced=enhanced if enhanced.count(".") == 2 else "",
+            stat=self.normalise(attempt.stat).lower(),
+            stage=attempt.stage_hint,
+            relay="none" if not relay else "own" if relay in self._own else "remote",
+            provider=provider,
+            mailer=attempt.mailer,
+            tier=attempt.tier,
+            reply=bool(text),
+        )
+
+
+def _remember(cache: dict[Any, Reason], key: Any, reason: Reason) -> Reason:
+    if len(cache) >= _CACHE:
+        cache.clear()
+    cache[key] = reason
+    return reason
+
+
+def _codes_of(text: str) -> tuple[str, str, str]:
+    """Three-digit code, enhanced code and body of a masked answer; ``""`` for what it lacks."""
+    head = _HEAD.match(text)
+    if head is None:
+        return "", "", text
+    enhanced = head["enhanced"] or ""
+    if not enhanced:
+        inner = _INNER_ENHANCED.search(text, head.end())
+        enhanced = inner[1] if inner else ""
+    return head["code"] or "", enhanced, text[head.end() :].strip()
+
+
+def _split_links(text: str) -> tuple[str, str]:
+    """The words of an answer without its links, and the links alone."""
+    return _LINK.sub("<url>", text), " ".join(_LINK.findall(text))
