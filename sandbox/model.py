@@ -29,8 +29,8 @@ PIN_SENTINEL = "192.0.2.1"
 class Loop(StrEnum):
     """State of a task's reconfigure loop.
 
-    ``running`` works; ``stopped`` is under SIGSTOP; ``dead`` was killed and supervisord gave up; ``hung`` waits for an AWS call that
-    never returns; ``failing`` leaves makemap with status 65 at each pass.
+    ``running`` works; ``stopped`` is under SIGSTOP; ``dead`` was killed and supervisord gave up; ``hung`` waits for an
+    AWS call that never returns; ``failing`` leaves makemap with status 65 at each pass.
     """
 
     RUNNING = "running"
@@ -67,8 +67,9 @@ class Address:
 class User:
     """A mail user: a CONFIRMED Cognito user becomes an OS user when a task starts.
 
-    ``present`` false: the OS user is missing in the imap tasks that the scenario starts with (a redeployed task has it, if it is
-    confirmed). ``maildir`` is ok, missing or unwritable. ``stray_bytes`` > 0: a mailbox of that size lies in /var/spool/mail.
+    ``present`` false: the OS user is missing in the imap tasks that the scenario starts with (a redeployed task has it,
+    if it is confirmed). ``maildir`` is ok, missing or unwritable. ``stray_bytes`` > 0: a mailbox of that size lies in
+    /var/spool/mail.
     """
 
     name: str
@@ -83,7 +84,8 @@ class User:
 class MapState:
     """What a task's map files hold, against the table: addresses left out, and addresses that the table no longer has.
 
-    ``text`` is the file that generate-config writes, ``db`` what makemap made of it. Ages count from now to the file's mtime.
+    ``text`` is the file that generate-config writes, ``db`` what makemap made of it. Ages count from now to the file's
+    mtime.
     """
 
     text_age_seconds: float
@@ -110,8 +112,8 @@ class QueuedMessage:
 class TaskSpec:
     """All that a task's root file system and processes are made from.
 
-    ``fresh`` true: started by the sandbox's clock (a deployment), so that its entrypoint builds users and maps from the live
-    tables instead of the declared ``maps``; else the task is put into the declared state without waiting for it to develop.
+    ``fresh`` true: started by the sandbox's clock (a deployment), so that its entrypoint builds users and maps from the
+    live tables instead of the declared ``maps``; else the task is put into the declared state at once.
     """
 
     task_id: str
@@ -222,7 +224,10 @@ class Network:
 
 @dataclass(frozen=True)
 class DnsRecord:
-    """Overrides what Terraform publishes under a name and type. ``values`` None: no such record; ``fault`` as the server answers."""
+    """Overrides what Terraform publishes under a name and type.
+
+    ``values`` None: no such record. ``fault``: servfail, refused, nxdomain or timeout, whatever the values.
+    """
 
     name: str
     type: str
@@ -232,7 +237,10 @@ class DnsRecord:
 
 @dataclass(frozen=True)
 class Fault:
-    """Laid over every call of ``operation`` (``service.Operation``, ``service.*`` or ``*``) whose parameters have all of ``where``."""
+    """Laid over every call of ``operation`` whose parameters have all of ``where``.
+
+    ``operation`` is ``service.Operation``, ``service.*`` or ``*``. ``times``: only so many calls, then it is over.
+    """
 
     operation: str
     where: dict[str, Any]
@@ -285,3 +293,15 @@ class Scenario:
     dmarc_reports: tuple[dict[str, str], ...]
     faults: tuple[Fault, ...]
     expect: Expect | None
+
+
+@dataclass(frozen=True)
+class ExecSession:
+    """One ECS Exec session: what ExecuteCommand was asked for and what its answer named."""
+
+    session_id: str
+    token: str
+    task_id: str
+    container: str
+    runtime_id: str
+    command: str
