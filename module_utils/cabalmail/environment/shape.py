@@ -1,0 +1,301 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what AWS answers to the facts of an environment. Pure: what boto3 returns in, plain facts out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ..time import format_rfc3339
+
+Aws = Mapping[str, Any]
+
+MAX_EVENTS = 20
+#: A flag or deployment message is shown; nobody needs a novel.
+MAX_TEXT = 500
+
+SERVICE_BLANK: dict[str, Any] = {
+    "service": None,
+    "desired": None,
+    "running": None,
+    "pending": None,
+    "deployments": [],
+    "events": [],
+    "exec_enabled": None,
+    "min_healthy_percent": None,
+    "maximum_percent": None,
+    "task_definition": None,
+    "image": None,
+    "registered_at": None,
+    "secrets": [],
+    "tasks": [],
+}
+NETWORK_BLANK: dict[str, Any] = {"addresses": [], "nat_instances": [], "nat_gateways": [], "routes": []}
+PARAMETERS_BLANK: dict[str, Any] = {"heartbeat": None, "maintenance_imap": None, "deployed_image_tags": {}}
+
+
+def when(value: Any) -> str | None:
+    """A time as boto3 gives it (aware datetime, or epoch seconds) in RFC 3339, None for none."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        value = datetime.fromtimestamp(float(value), tz=UTC)
+    elif value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    return format_rfc3339(value)
+
+
+def short_id(arn: str | None) -> str | None:
+    """The last part of an ARN: a task's id, a task definition's C(family:revision)."""
+    return arn.rsplit("/", 1)[-1] if arn else None
+
+
+def service(described: Aws) -> dict[str, Any]:
+    """A service of DescribeServices."""
+    configuration = described.get("deploymentConfiguration") or {}
+    return {
+        "service": described.get("serviceName"),
+        "desired": described.get("desiredCount"),
+        "running": described.get("runningCount"),
+        "pending": described.get("pendingCount"),
+        "deployments": [_deployment(row) for row in described.get("deployments") or []],
+        "events": [
+            {"time": when(row.get("createdAt")), "message": str(row.get("message", ""))[:MAX_TEXT]}
+            for row in (described.get("events") or [])[:MAX_EVENTS]
+        ],
+        "exec_enabled": described.get("enableExecuteCommand"),
+        "min_healthy_percent": configuration.get("minimumHealthyPercent"),
+        "maximum_percent": configuration.get("maximumPercent"),
+        "task_definition": short_id(described.get("taskDefinition")),
+    }
+
+
+def _deployment(row: Aws) -> dict[str, Any]:
+    return {
+        "id": row.get("id"),
+        "status": row.get("status"),
+        "rollout_state": row.get("rolloutState"),
+        "rollout_reason": row.get("rolloutStateReason"),
+        "created_at": when(row.get("createdAt")),
+        "updated_at": when(row.get("updatedAt")),
+        "task_definition": short_id(row.get("taskDefinition")),
+        "desired": row.get("desiredCount"),
+        "running": row.get("runningCount"),
+        "failed": row.get("failedTasks"),
+    }
+
+
+def task(described: Aws) -> dict[str, Any]:
+    """A task of DescribeTasks."""
+    return {
+        "id": short_id(described.get("taskArn")),
+        "arn": described.get("taskArn"),
+        "started_at": when(described.get("startedAt")),
+        "created_at": when(described.get("createdAt")),
+        "started_by": described.get("startedBy"),
+        "last_status": described.get("lastStatus"),
+        "desired_status": described.get("desiredStatus"),
+        "health": described.get("healthStatus"),
+        "zone": described.get("availabilityZone"),
+        "ip": _task_ip(described),
+        "task_definition": short_id(described.get("taskDefinitionArn")),
+        "stopped_at": when(described.get("stoppedAt")),
+        "stop_reason": _stop_reason(described),
+    }
+
+
+def _task_ip(described: Aws) -> str | None:
+    for attachment in described.get("attachments") or []:
+        for detail in attachment.get("details") or []:
+            if detail.get("name") == "privateIPv4Address":
+                return str(detail.get("value"))
+    for container in described.get("containers") or []:
+        for interface in container.get("networkInterfaces") or []:
+            if interface.get("privateIpv4Address"):
+                return str(interface["privateIpv4Address"])
+    return None
+
+
+def _stop_reason(described: Aws) -> str | None:
+    """The task's own words, and those of each container that ended with an error."""
+    words = [described.get("stoppedReason")]
+    for container in described.get("containers") or []:
+        if container.get("exitCode") not in (None, 0) or container.get("reason"):
+            code = container.get("exitCode")
+            text = container.get("reason") or ""
+            words.append(f"{container.get('name')}: " + ", ".join(filter(None, [f"exit {code}" if code else "", text])))
+    return "; ".join(str(word) for word in words if word)[:MAX_TEXT] or None
+
+
+def tasks(described: Iterable[Aws]) -> list[dict[str, Any]]:
+    """Tasks of DescribeTasks, oldest first."""
+    return sorted((task(row) for row in described), key=lambda row: (row["started_at"] or "", row["id"] or ""))
+
+
+def task_definition(described: Aws, container: str) -> dict[str, Any]:
+    """Image, registration time and secrets (names only, never values) of a task definition's mail container."""
+    definitions = described.get("containerDefinitions") or []
+    chosen = next((row for row in definitions if row.get("name") == container), definitions[0] if definitions else {})
+    return {
+        "image": chosen.get("image"),
+        "registered_at": when(described.get("registeredAt")),
+        "secrets": [secret(row) for definition in definitions for row in definition.get("secrets") or []],
+    }
+
+
+def secret(row: Aws) -> dict[str, Any]:
+    """A secret that a task needs to start: C(parameter) is its parameter's name where Parameter Store holds it."""
+    origin = str(row.get("valueFrom", ""))
+    if ":secretsmanager:" in origin:
+        return {"name": row.get("name"), "source": "secretsmanager", "parameter": None, "exists": None}
+    if ":parameter/" in origin:
+        origin = "/" + origin.split(":parameter/", 1)[1]
+    return {"name": row.get("name"), "source": "ssm", "parameter": origin, "exists": None}
+
+
+def with_existence(secrets: Iterable[Mapping[str, Any]], known: Mapping[str, Any] | None, prefix: str) -> list[Any]:
+    """Say of each secret whether its parameter exists.
+
+    known: all parameters under C(prefix) by name, None when they could not be listed. What the list does not cover
+    (other prefixes, Secrets Manager, a listing that failed) stays None: unknown.
+    """
+    rows = []
+    for row in secrets:
+        name = row["parameter"]
+        covered = known is not None and name is not None and name.startswith(prefix)
+        rows.append({**row, "exists": (name in known) if covered and known is not None else None})
+    return rows
+
+
+def parameter(name: str, known: Mapping[str, Aws]) -> dict[str, Any]:
+    """What DescribeParameters says of one parameter; its value is never read."""
+    row = known.get(name)
+    return {
+        "name": name,
+        "exists": row is not None,
+        "last_modified": when(row.get("LastModifiedDate")) if row else None,
+        "type": row.get("Type") if row else None,
+    }
+
+
+def maintenance_flag(value: str | None) -> dict[str, Any]:
+    """The maintenance flag (JSON with active, until in epoch seconds, message); None when it was never set.
+
+    Raises ValueError when the value is not the flag's JSON.
+    """
+    if value is None:
+        return {"exists": False, "active": False, "until": None, "message": None}
+    flag = json.loads(value)
+    if not isinstance(flag, dict):
+        raise ValueError("the maintenance flag is not a JSON object")
+    until = flag.get("until")
+    return {
+        "exists": True,
+        "active": flag.get("active") is True,
+        "until": when(until) if isinstance(until, (int, float)) else None,
+        "message": str(flag["message"])[:MAX_TEXT] if flag.get("message") else None,
+    }
+
+
+def queue(attributes: Mapping[str, str]) -> dict[str, Any]:
+    """Depths of a queue; AWS calls them approximate."""
+    fields = {
+        "visible": "ApproximateNumberOfMessages",
+        "not_visible": "ApproximateNumberOfMessagesNotVisible",
+        "delayed": "ApproximateNumberOfMessagesDelayed",
+    }
+    return {name: int(attributes[key]) if key in attributes else None for name, key in fields.items()}
+
+
+def instances_of(listed: Iterable[Aws]) -> list[str]:
+    """Addresses that a Cloud Map service holds, sorted."""
+    found = set()
+    for row in listed:
+        attributes = row.get("Attributes") or {}
+        address = attributes.get("AWS_INSTANCE_IPV4") or attributes.get("AWS_INSTANCE_IPV6") or row.get("Id")
+        if address:
+            found.add(str(address))
+    return sorted(found)
+
+
+def tag(row: Aws, key: str, tags: str = "Tags") -> str | None:
+    """The value of a tag."""
+    return next((str(entry["Value"]) for entry in row.get(tags) or [] if entry.get("Key") == key), None)
+
+
+def elastic_ip(row: Aws) -> dict[str, Any]:
+    """An address of DescribeAddresses; its zone is known only through what it is attached to."""
+    return {
+        "ip": row.get("PublicIp"),
+        "zone": None,
+        "name": tag(row, "Name"),
+        "allocation_id": row.get("AllocationId"),
+        "attached": bool(row.get("AssociationId") or row.get("InstanceId") or row.get("NetworkInterfaceId")),
+    }
+
+
+def nat_instance(row: Aws) -> dict[str, Any]:
+    """A NAT instance of DescribeInstances."""
+    return {
+        "id": row.get("InstanceId"),
+        "name": tag(row, "Name"),
+        "state": (row.get("State") or {}).get("Name"),
+        "ip": row.get("PublicIpAddress"),
+        "zone": (row.get("Placement") or {}).get("AvailabilityZone"),
+    }
+
+
+def nat_gateway(row: Aws, zones: Mapping[str, str]) -> dict[str, Any]:
+    """A NAT gateway of DescribeNatGateways. C(zones): zone by subnet id, as far as known."""
+    addresses = [str(entry["PublicIp"]) for entry in row.get("NatGatewayAddresses") or [] if entry.get("PublicIp")]
+    return {
+        "id": row.get("NatGatewayId"),
+        "name": tag(row, "Name"),
+        "state": row.get("State"),
+        "ip": addresses[0] if addresses else None,
+        "zone": zones.get(str(row.get("SubnetId"))),
+    }
+
+
+def without_remains(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop what AWS still lists for an hour after its removal, where something of the same name has taken its place."""
+    found = sorted(rows, key=lambda row: (row["name"] or "", row["id"] or ""))
+    gone = ("terminated", "deleted")
+    living = {row["name"] for row in found if row["state"] not in gone}
+    return [row for row in found if row["state"] not in gone or row["name"] not in living]
+
+
+def routes(tables: Iterable[Aws]) -> list[dict[str, Any]]:
+    """Default routes of private route tables: those that lead anywhere but to an internet gateway."""
+    rows = []
+    for table in tables:
+        for route in table.get("Routes") or []:
+            target = next(
+                (
+                    str(route[key])
+                    for key in ("NatGatewayId", "InstanceId", "NetworkInterfaceId", "TransitGatewayId", "GatewayId")
+                    if route.get(key)
+                ),
+                None,
+            )
+            if route.get("DestinationCidrBlock") == "0.0.0.0/0" and not str(target).startswith("igw-"):
+                rows.append(
+                    {
+                        "table": table.get("RouteTableId"),
+                        "name": tag(table, "Name"),
+                        "target": target,
+                        "state": route.get("State"),
+                    }
+                )
+    return sorted(rows, key=lambda row: (row["name"] or "", row["table"] or ""))
+
+
+def with_zones(addresses: Iterable[dict[str, Any]], ways: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give each outbound address the zone of the NAT instance or gateway that stands behind it."""
+    zones = {way["ip"]: way.get("zone") for way in ways if way.get("ip")}
+    rows = [{**row, "zone": zones.get(row["ip"])} for row in addresses]
+    return sorted(rows, key=lambda row: (row["name"] or "", row["ip"] or ""))
