@@ -4,8 +4,8 @@
 """The read side of CloudWatch Logs.
 
 Behaviour after https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_FilterLogEvents.html: at most
-10,000 events or 1 MB a page, pages that may be empty and still carry a token, streams merged by time, start and end both
-inclusive, tokens opaque, bound to their request and dead after 24 hours.
+10,000 events or 1 MB a page, pages that may be empty and still carry a token, streams merged by time, start and end
+both inclusive, tokens opaque, bound to their request and dead after 24 hours.
 
 Events lie in one list a group, sorted by (timestamp, event id); an event's JSON is made once, when it is put, so that a
 page is a slice joined together.

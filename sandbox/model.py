@@ -114,6 +114,7 @@ class TaskSpec:
 
     ``fresh`` true: started by the sandbox's clock (a deployment), so that its entrypoint builds users and maps from the
     live tables instead of the declared ``maps``; else the task is put into the declared state at once.
+    ``environment`` is the container's, made-up secrets included.
     """
 
     task_id: str
@@ -134,6 +135,8 @@ class TaskSpec:
     users: tuple[User, ...]
     mailq: tuple[QueuedMessage, ...] = ()
     fresh: bool = False
+    loop_error: str | None = None
+    pin_empty_seconds: float = 0
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -292,7 +295,17 @@ class Scenario:
     dns: tuple[DnsRecord, ...]
     dmarc_reports: tuple[dict[str, str], ...]
     faults: tuple[Fault, ...]
+    empty_pages: int
     expect: Expect | None
+
+    @property
+    def apexes(self) -> list[str]:
+        """The mail apexes that the addresses name, sorted."""
+        return sorted({row.tld for row in self.addresses})
+
+    @property
+    def tasks(self) -> list[TaskSpec]:
+        return [entry.spec for tier in self.tiers.values() for entry in tier.tasks]
 
 
 @dataclass(frozen=True)

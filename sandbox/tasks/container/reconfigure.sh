@@ -1,0 +1,96 @@
+#!/bin/bash
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# The reconfigure loop of a mail task: regenerates the maps when an address changes, and every RECONFIGURE_INTERVAL seconds anyway.
+# The first start of a task that the sandbox puts into a declared state (RESUMED set) says nothing: its start lies in the past.
+set -euo pipefail
+
+interval="${RECONFIGURE_INTERVAL:-900}"
+poll=20
+ready="${TASK_ROOT:-}/run/sendmail-ready"
+
+say() { printf '[reconfigure] %s\n' "$*"; }
+
+ping_healthchecks() {
+  case "${HEALTHCHECK_PING_URL:-}" in
+    http*) ;;
+    *) return 0 ;; # a placeholder: no ping, no line
+  esac
+  if curl -fsS -m 10 -o /dev/null "$HEALTHCHECK_PING_URL" 2>/dev/null; then
+    say "Healthchecks ping sent."
+  else
+    say "Healthchecks ping failed (ignored)."
+  fi
+}
+
+regenerate() {
+  say "Regenerating configs from DynamoDB..."
+  generate-config.sh
+  if [ "$TIER" = imap ]; then newaliases >/dev/null; fi
+  say "Killing sendmail; supervisord will restart it..."
+  pkill -x sendmail || true
+  if [ "$TIER" = smtp-out ]; then pkill -HUP -x opendkim || true; fi
+  say "Done."
+  ping_healthchecks
+}
+
+# Receipt handles of up to $1 messages after waiting up to $2 seconds; nothing when there is none. A queue that can't be reached is
+# silent, as in the deployment; the pause keeps it from spinning.
+receive() {
+  local handles
+  handles="$(aws sqs receive-message --queue-url "$SQS_QUEUE_URL" --max-number-of-messages "$1" --wait-time-seconds "$2" \
+    --query 'Messages[].ReceiptHandle' --output text 2>/dev/null)" || { sleep "$2"; return 0; }
+  [ "$handles" = None ] || printf '%s\n' "$handles"
+}
+
+delete() { aws sqs delete-message --queue-url "$SQS_QUEUE_URL" --receipt-handle "$1" 2>/dev/null || true; }
+
+# Deletes what came in meanwhile; a message for a change made after the scan goes with it, as in the deployment.
+drain() {
+  local handle handles drained=""
+  while handles="$(receive 10 0)" && [ -n "$handles" ]; do
+    for handle in $handles; do delete "$handle"; done
+    drained=1
+  done
+  if [ -n "$drained" ]; then say "Drained stale SQS messages."; fi
+}
+
+if [ -z "${RESUMED:-}" ]; then
+  say "Starting config watch loop (tier: $TIER)"
+  if [ -n "${SQS_QUEUE_URL:-}" ]; then
+    say "SQS mode: polling $SQS_QUEUE_URL"
+  else
+    say "WARNING: SQS_QUEUE_URL not set, running in periodic-only mode"
+  fi
+fi
+unset RESUMED
+
+if [ "$TIER" = imap ] && [ ! -e "$ready" ]; then
+  say "Waiting for startup sendmail prep (/run/sendmail-ready)..."
+  until [ -e "$ready" ]; do sleep 1; done
+  say "Startup sendmail prep done."
+fi
+
+last=$SECONDS
+while :; do
+  if [ -z "${SQS_QUEUE_URL:-}" ]; then
+    sleep "$interval"
+    say "Periodic regeneration (every ${interval}s)..."
+    regenerate
+    continue
+  fi
+  handle="$(receive 1 "$poll")"
+  if [ -n "$handle" ]; then
+    say "SQS message received, triggering regeneration..."
+    delete "$handle"
+    regenerate
+    drain
+    last=$SECONDS
+  elif [ $((SECONDS - last)) -ge "$interval" ]; then
+    say "Periodic fallback regeneration (every ${interval}s)..."
+    regenerate
+    last=$SECONDS
+  fi
+done
