@@ -1,0 +1,511 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The measures that the verdict's table speaks in, computed from the evidence of one triage.
+
+A measure is a number, a text, a list or ``None`` for "not known": evidence that could not be had
+never counts as zero. Nothing here decides anything; the conditions stand in ``data/findings.yml``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+#: Reasons (see the reason table) by what they say about outgoing mail.
+REFUSAL_REASONS = ("blocklist", "reputation", "rate_limited", "policy")
+AUTHENTICATION_REASONS = ("authentication", "reverse_dns", "sender_rejected", "tls_required")
+RECIPIENT_REASONS = ("recipient_unknown", "recipient_disabled", "recipient_restricted", "mailbox_full", "host_unknown")
+CONTENT_REASONS = ("content", "message_too_big")
+
+STUCK_STATES = ("dead", "hung", "failing", "starved")
+
+
+def build_signals(triage: Facts, options: Facts) -> dict[str, Any]:
+    """Compute every measure.
+
+    :param triage: the fact ``triage`` with the evidence sections.
+    :param options: thresholds (role verdict's defaults) and the names of the deployment.
+    :returns: nested dictionaries, the namespace of the conditions and texts in ``data/findings.yml``.
+    """
+    tiers = section(triage, "tiers").get("by_tier") or {}
+    return {
+        "options": dict(options),
+        "names": names(triage, options),
+        "alert": alert_signals(triage),
+        "bounces": bounce_signals(triage, tiers, options),
+        "out": outgoing_signals(tiers.get("smtp-out"), options),
+        "dns": dns_signals(section(triage, "deliverability")),
+        "own": own_host_signals(tiers),
+        "maps": map_signals(triage),
+        "loops": loop_signals(triage),
+        "local": local_signals(triage, tiers),
+        "path": path_signals(triage, tiers),
+        "coverage": coverage_signals(triage, tiers),
+        "network": network_signals(triage, tiers, options),
+        "platform": platform_signals(triage),
+    }
+
+
+def section(triage: Facts, name: str) -> Facts:
+    """A section of the facts, or an empty one where the step never ran."""
+    value = triage.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def usable(part: Facts | None) -> bool:
+    """Whether a part holds evidence at all (complete or partial)."""
+    return bool(part) and part is not None and part.get("status") in ("complete", "partial")
+
+
+def names(triage: Facts, options: Facts) -> dict[str, Any]:
+    """Real names for the commands that a person pastes."""
+    run = section(triage, "run")
+    window = section(triage, "alert").get("window") or {}
+    return {
+        "cluster": run.get("cluster"),
+        "region": run.get("region"),
+        "environment": run.get("environment"),
+        "control_domain": options.get("control_domain") or "<control-domain>",
+        "window_start": window.get("start"),
+        "window_end": window.get("end"),
+    }
+
+
+def alert_signals(triage: Facts) -> dict[str, Any]:
+    """What started the run."""
+    alert = section(triage, "alert")
+    threshold = alert.get("threshold") or {}
+    return {
+        "name": alert.get("name"),
+        "paged": alert.get("source") == "payload",
+        "threshold": threshold.get("lines", 15),
+        "minutes": threshold.get("minutes", 30),
+        "pattern": threshold.get("pattern", "dsn=5"),
+    }
+
+
+def moment(text: str | None) -> datetime | None:
+    """An RFC 3339 text as a moment, None where there is none."""
+    if not text:
+        return None
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+
+
+def read_logs(tiers: Mapping[str, Facts]) -> list[Facts]:
+    """The tiers whose log could be read and is not known to be blind."""
+    return [log for log in tiers.values() if usable(log.get("coverage"))]
+
+
+def sliding_peak(timeline: Iterable[Mapping[str, Any]], field: str, minutes: int) -> int:
+    """The largest sum of ``field`` over consecutive minutes of a timeline."""
+    by_minute: Counter[datetime] = Counter()
+    for entry in timeline:
+        at = moment(entry.get("minute"))
+        if at is not None:
+            by_minute[at] += entry.get(field) or 0
+    return max(
+        (
+            sum(count for at, count in by_minute.items() if start <= at < start + timedelta(minutes=minutes))
+            for start in by_minute
+        ),
+        default=0,
+    )
+
+
+def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -> dict[str, Any]:
+    """Bounces over all tiers, as the alert's metric counts them and beyond it."""
+    logs = read_logs(tiers)
+    alert = alert_signals(triage)
+    if not logs:
+        unknown = ("lines", "recipients", "unseen", "peak", "recent", "over_threshold", "total", "tiers", "minimum")
+        return dict.fromkeys(unknown)
+    peak = section(triage, "tiers").get("peak") or {}
+    peak_lines = peak.get("lines")
+    if peak_lines is None:
+        merged = [entry for log in logs for entry in log.get("timeline") or []]
+        peak_lines = sliding_peak(merged, "dsn5_lines", alert["minutes"])
+    recipients = sum(log["bounces"]["recipients"] for log in logs)
+    unseen = sum(log["unseen"]["recipients"] for log in logs)
+    own_seen = sum((log["bounces"].get("own_host") or {}).get("recipients") or 0 for log in logs)
+    # imap's refusals are the far side of what a relaying tier logs; only what no tier logged is extra.
+    extra = max(0, unseen - own_seen)
+    return {
+        "lines": sum(log["bounces"]["lines"] for log in logs),
+        "recipients": recipients,
+        "unseen": extra,
+        "total": recipients + extra,
+        "peak": peak_lines,
+        "recent": sum(log["bounces"].get("ongoing_lines_last_10m") or 0 for log in logs),
+        "over_threshold": peak_lines > alert["threshold"],
+        "tiers": {log["tier"]: log["bounces"]["recipients"] for log in logs},
+        "minimum": options.get("minimum_recipients", 5),
+    }
+
+
+def reason_counts(rows: Iterable[Mapping[str, Any]], fault: str | None = None) -> Counter[str]:
+    """Recipients by reason id."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if fault is None or row.get("fault") == fault:
+            counts[row["reason"]] += row.get("recipients") or 0
+    return counts
+
+
+def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
+    """What the rest of the world said to smtp-out, its own imap host left out."""
+    unknown = dict.fromkeys(
+        (
+            "failed",
+            "refused",
+            "authentication",
+            "recipient",
+            "content",
+            "unexplained",
+            "refusing",
+            "top_provider",
+            "top_share",
+            "refusing_providers",
+            "others_accept",
+            "reasons",
+            "replies",
+            "top_attempts_share",
+            "rejecting_authentication",
+            "bad_domains",
+            "senders",
+            "minimum",
+        )
+    )
+    if log is None or not usable(log.get("coverage")) or (log["coverage"].get("blind") and not log["bounces"]["lines"]):
+        return unknown
+    providers = [row for row in log["bounces"].get("providers") or [] if not row.get("own")]
+    reasons: Counter[str] = Counter()
+    for row in providers:
+        reasons.update(row.get("reasons") or {})
+    refusing = {row["provider"]: refused for row in providers if (refused := total(row, REFUSAL_REASONS))}
+    top = max(refusing, key=lambda name: refusing[name], default=None)
+    refused = sum(refusing.values())
+    failed = sum(reasons.values())
+    groups = {
+        "authentication": sum(reasons[name] for name in AUTHENTICATION_REASONS),
+        "recipient": sum(reasons[name] for name in RECIPIENT_REASONS),
+        "content": sum(reasons[name] for name in CONTENT_REASONS),
+    }
+    attempts = {row["provider"]: row.get("attempts") or 0 for row in providers}
+    return {
+        "failed": failed,
+        "refused": refused,
+        **groups,
+        "unexplained": failed - refused - sum(groups.values()),
+        "refusing": sorted(refusing.items(), key=lambda item: (-item[1], item[0])),
+        "refusing_providers": len(refusing),
+        "top_provider": top,
+        "top_share": refusing[top] / refused if top else 0.0,
+        "top_attempts_share": next((row.get("share_of_attempts") for row in providers if row["provider"] == top), None),
+        "others_accept": accepted_elsewhere(log, top, attempts),
+        "reasons": dict(reasons.most_common()),
+        "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
+        "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
+        "senders": (log["bounces"].get("senders") or [])[:3],
+        "replies": (log["bounces"].get("replies") or [])[:3],
+        "minimum": options.get("minimum_recipients", 5),
+    }
+
+
+def total(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
+    """Recipients of a provider that failed for one of these reasons."""
+    reasons = row.get("reasons") or {}
+    return sum(reasons.get(name, 0) for name in wanted)
+
+
+def accepted_elsewhere(log: Facts, top: str | None, attempts: Mapping[str, int]) -> int | None:
+    """Recipients that providers other than ``top`` accepted; None when the log does not tell."""
+    sent = (log.get("deliveries") or {}).get("sent")
+    if sent is None:
+        return None
+    at_top = next((row.get("sent") or 0 for row in log["bounces"].get("providers") or [] if row["provider"] == top), 0)
+    return max(0, int(sent) - int(at_top))
+
+
+def dns_signals(deliverability: Facts) -> dict[str, Any]:
+    """Broken records of ours, by what DNS answered."""
+    if not usable(deliverability):
+        return {"broken": None, "unreadable": None, "checked": None}
+    broken: list[dict[str, str]] = []
+    unreadable: list[str] = []
+    domains = deliverability.get("domains") or []
+    for row in domains:
+        for kind in ("spf", "dkim", "dmarc"):
+            check = row.get(kind) or {}
+            status = check.get("status")
+            if status in ("fail", "missing", "invalid"):
+                problem = check.get("differs") or check.get("problem") or status
+                broken.append({"domain": row["domain"], "kind": kind, "problem": str(problem)})
+            elif status == "unavailable":
+                unreadable.append(f"{kind} of {row['domain']}")
+    return {"broken": broken, "unreadable": unreadable, "checked": len(domains)}
+
+
+def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:
+    """Recipients that our own imap tier refused, from whichever side logged it."""
+    imap = tiers.get("imap")
+    unseen = imap["unseen"] if imap is not None and usable(imap.get("coverage")) else None
+    codes: Counter[str] = Counter()
+    for log in tiers.values():
+        if usable(log.get("coverage")):
+            codes.update((log["bounces"].get("own_host") or {}).get("codes") or {})
+    kinds = (unseen or {}).get("kinds") or {}
+    rejected = kinds.get("reject_553") if unseen is not None else None
+    unknown_user = kinds.get("user_unknown") if unseen is not None else None
+    return {
+        "tempfail": larger(codes["5.3.0"], rejected),
+        "unknown_user": larger(codes["5.1.1"], unknown_user),
+        "unresolvable": codes["5.1.2"],
+        "refused_at_imap": rejected,
+        "codes": dict(codes),
+    }
+
+
+def larger(seen: int, other: int | None) -> int | None:
+    """The larger of two views of the same refusals; unknown only when neither side says anything."""
+    return max(seen, other) if other is not None else (seen or None)
+
+
+def map_signals(triage: Facts) -> dict[str, Any]:
+    """Which maps are wrong, and what the bounced recipients say about them."""
+    part = section(triage, "address_map")
+    keys = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user", "checked", "smtp_in", "imap")
+    if not usable(part):
+        return {**dict.fromkeys(keys), "stale_tiers": None, "differs": None}
+    recipients = part.get("recipients") or {}
+    known = recipients if usable(recipients) else {}
+    by_state = known.get("by_state") or {}
+    stale = part.get("stale_tasks") or {}
+    sizes = part.get("tasks_of_tier") or {}
+    read = [row for row in part.get("tasks") or [] if row.get("stale") is not None]
+    result: dict[str, Any] = {
+        name: by_state.get(name, 0) if known else None
+        for name in ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user")
+    }
+    result["checked"] = known.get("checked")
+    for key, tier in (("smtp_in", "smtp-in"), ("imap", "imap")):
+        rows = [row for row in read if row.get("tier") == tier]
+        tasks = sorted(stale.get(tier) or [])
+        result[key] = {
+            "read": bool(rows),
+            "stale": tasks if rows or tasks else None,
+            "all": bool(tasks) and len(tasks) >= (sizes.get(tier) or len(tasks)),
+            "count": sizes.get(tier),
+            "rows": [row for row in rows if row.get("task") in tasks],
+            "wrong": sum(
+                number(row.get("missing")) + number(row.get("surplus")) + number(row.get("wrong_user"))
+                for row in rows
+                if row.get("task") in tasks
+            ),
+            "oldest_minutes": oldest_minutes(row for row in rows if row.get("task") in tasks),
+        }
+    result["stale_tiers"] = sorted(stale)
+    return result
+
+
+def number(value: Any) -> int:
+    """A count that may be given as a list of its members."""
+    return len(value) if isinstance(value, (list, tuple)) else int(value or 0)
+
+
+def oldest_minutes(rows: Iterable[Mapping[str, Any]]) -> int | None:
+    """Age of the oldest map in whole minutes."""
+    ages = [row["age_seconds"] for row in rows if row.get("age_seconds") is not None]
+    return round(max(ages) / 60) if ages else None
+
+
+def loop_signals(triage: Facts) -> dict[str, Any]:
+    """The reconfigure loops by state and tier."""
+    part = section(triage, "reconfigure_loop")
+    if not usable(part):
+        keys = (*STUCK_STATES, "no_ping", "stuck", "stuck_tasks", "healthy_tiers", "unknown", "tasks_of_tier")
+        return dict.fromkeys(keys)
+    tasks = part.get("tasks") or []
+    result: dict[str, Any] = {state: by_tier(tasks, state) for state in (*STUCK_STATES, "no_ping")}
+    result["stuck"] = sorted({row["tier"] for row in tasks if row.get("state") in STUCK_STATES})
+    result["stuck_tasks"] = {
+        tier: sorted(row["task"] for row in tasks if row["tier"] == tier and row.get("state") in STUCK_STATES)
+        for tier in result["stuck"]
+    }
+    result["healthy_tiers"] = sorted(
+        {row["tier"] for row in tasks} - {row["tier"] for row in tasks if row.get("state") != "healthy"}
+    )
+    result["unknown"] = sorted(row["task"] for row in tasks if row.get("state") == "unknown")
+    result["tasks_of_tier"] = dict(Counter(row["tier"] for row in tasks))
+    return result
+
+
+def by_tier(tasks: Iterable[Mapping[str, Any]], state: str) -> list[dict[str, Any]]:
+    """Tasks in one state, an entry a tier: what a finding about a loop is raised for."""
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    sizes: Counter[str] = Counter()
+    for row in tasks:
+        sizes[row["tier"]] += 1
+        if row.get("state") == state:
+            grouped.setdefault(row["tier"], []).append(row)
+    return [
+        {
+            "tier": tier,
+            "tasks": sorted(row["task"] for row in rows),
+            "all": len(rows) == sizes[tier],
+            "of": sizes[tier],
+            "since": min((row["since"] for row in rows if row.get("since")), default=None),
+            "why": next((row["why"] for row in rows if row.get("why")), ""),
+            "exec": all("exec" in (row.get("sources") or []) for row in rows),
+            "exit_status": next((row["exit_status"] for row in rows if row.get("exit_status") is not None), None),
+        }
+        for tier, rows in sorted(grouped.items())
+    ]
+
+
+def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
+    """imap's own delivery: users, Maildirs, disk."""
+    part = section(triage, "local_delivery")
+    imap = tiers.get("imap")
+    log = imap if imap is not None and usable(imap.get("coverage")) else None
+    errors = reason_counts(log["bounces"].get("reasons") or [])["local_error"] if log else None
+    deferred = reason_counts((log.get("deferrals") or {}).get("reasons") or [])["local_error"] if log else None
+    if not usable(part):
+        keys = ("missing_users", "unwritable", "disk_full", "stray_mail")
+        return {**dict.fromkeys(keys), "errors": errors, "deferred": deferred}
+    return {
+        "missing_users": part.get("missing_users"),
+        "unwritable": part.get("unwritable"),
+        "disk_full": part.get("disk_full"),
+        "stray_mail": part.get("stray_mail"),
+        "errors": errors,
+        "deferred": deferred,
+    }
+
+
+def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
+    """The way from the smtp tiers to imap: Cloud Map, the pin, refusals by name."""
+    part = section(triage, "local_delivery")
+    discovery = (section(triage, "environment").get("discovery") or {}).get("imap") or {}
+    instances = discovery.get("instances") if usable(discovery) else None
+    service = (section(triage, "environment").get("services") or {}).get("imap") or {}
+    running = service.get("running") if usable(service) else None
+    unresolvable = 0
+    refused = 0
+    for log in tiers.values():
+        if usable(log.get("coverage")):
+            unresolvable += ((log["bounces"].get("own_host") or {}).get("codes") or {}).get("5.1.2", 0)
+            refused += sum(
+                row.get("recipients") or row.get("lines") or 0
+                for row in (log.get("deferrals") or {}).get("relays") or []
+                if str(row.get("relay", "")).strip("[].").startswith("imap.")
+            )
+    return {
+        "imap_registered": None if instances is None else bool(instances),
+        "imap_running": running,
+        "unresolvable": unresolvable,
+        "deferred_at_imap": refused,
+        "sentinel_tasks": part.get("pin_sentinel") if usable(part) else None,
+    }
+
+
+def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
+    """What could not be seen."""
+    unreadable = [
+        {"tier": tier, "why": first((log.get("coverage") or {}).get("reasons"))}
+        for tier, log in sorted(tiers.items())
+        if not usable(log.get("coverage"))
+    ]
+    blind = [
+        {"tier": tier, "log_level": ((log["coverage"].get("log_level") or {}).get("value"))}
+        for tier, log in sorted(tiers.items())
+        if usable(log.get("coverage")) and log["coverage"].get("blind")
+    ]
+    partial = sorted(tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "partial")
+    logs = section(triage, "tiers")
+    steps = []
+    for name in (
+        "tiers",
+        "environment",
+        "containers",
+        "deliverability",
+        "address_map",
+        "reconfigure_loop",
+        "local_delivery",
+    ):
+        part = section(triage, name)
+        if part and not usable(part) and not (name == "tiers" and tiers):
+            steps.append({"step": name, "why": first(part.get("reasons"))})
+    return {
+        "unreadable_tiers": unreadable,
+        "blind_tiers": blind,
+        "partial_tiers": partial,
+        "steps": steps,
+        "logs_unavailable": not usable(logs) and not any(usable(log.get("coverage")) for log in tiers.values()),
+        "unreached_tasks": len(section(triage, "containers").get("unreachable") or []),
+        "complete": not unreadable and not blind and not partial and usable(logs),
+    }
+
+
+def first(reasons: Any) -> str:
+    """The first reason of a part, or a plain word."""
+    return str(reasons[0]) if reasons else "no reason was given"
+
+
+def network_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -> dict[str, Any]:
+    """Silence of all tiers at once, and the state of the way out."""
+    network = section(triage, "environment").get("network") or {}
+    ways: list[Mapping[str, Any]] = []
+    if usable(network):
+        ways = [*(network.get("nat_instances") or []), *(network.get("nat_gateways") or [])]
+    down = [way for way in ways if way.get("state") not in ("running", "available", "pending")]
+    window = section(triage, "alert").get("window") or {}
+    end = moment(window.get("end"))
+    limit = timedelta(minutes=options.get("silent_minutes", 18))
+    last = {tier: moment((log.get("coverage") or {}).get("last_event")) for tier, log in tiers.items()}
+    silent: bool | None = None
+    if tiers and end is not None and all(usable(log.get("coverage")) for log in tiers.values()):
+        silent = all(at is None or end - at > limit for at in last.values())
+    containers = section(triage, "containers")
+    tasks = containers.get("tasks") or []
+    unreached = containers.get("unreachable") or []
+    asked = len(tasks) + len(unreached)
+    return {
+        "silent": silent,
+        "last_event": max((at for at in last.values() if at is not None), default=None),
+        "nat_known": bool(ways) if usable(network) else None,
+        "nat_down": [str(way.get("id")) for way in down] if usable(network) and ways else None,
+        "exec_dead": (not any(row.get("outcome") == "completed" for row in tasks)) if asked else None,
+    }
+
+
+def platform_signals(triage: Facts) -> dict[str, Any]:
+    """Deployments, scale and the maintenance flag."""
+    environment = section(triage, "environment")
+    services = {tier: row for tier, row in (environment.get("services") or {}).items() if usable(row)}
+    flag = ((environment.get("parameters") or {}).get("maintenance_imap") or {}) if environment else {}
+    until = flag.get("until")
+    end = moment((section(triage, "alert").get("window") or {}).get("end"))
+    active = flag.get("active")
+    ahead: bool | None = None
+    if active and until is not None and end is not None:
+        at = moment(until) if isinstance(until, str) else datetime.fromtimestamp(float(until), tz=UTC)
+        ahead = at is not None and at > end
+    return {
+        "services": {tier: row.get("service") for tier, row in services.items()},
+        "quiesced": bool(services) and all(row.get("desired") == 0 for row in services.values()) if services else None,
+        "deploying": sorted(
+            tier
+            for tier, row in services.items()
+            if any(d.get("rollout_state") == "IN_PROGRESS" for d in row.get("deployments") or [])
+        )
+        if services
+        else None,
+        "maintenance": bool(active),
+        "maintenance_ahead": ahead,
+        "maintenance_message": flag.get("message"),
+    }

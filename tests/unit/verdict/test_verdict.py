@@ -1,0 +1,359 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each row of the shipped table: when it says "bad", and what it does when its evidence is missing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ansible.module_utils.cabalmail.verdict import TableError, check_table, judge, resolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+Triage = dict[str, Any]
+SMTP_IN, IMAP = "b" * 32, "a" * 32
+
+
+def unavailable(reason: str = "Access was denied.") -> dict[str, Any]:
+    return {"status": "unavailable", "reasons": [reason]}
+
+
+def external(triage: Triage, provider: str, reason: str, recipients: int, sent: int = 50) -> None:
+    """smtp-out bounces at one provider."""
+    log = triage["tiers"]["by_tier"]["smtp-out"]
+    log["bounces"]["recipients"] += recipients
+    log["bounces"]["lines"] += recipients
+    log["bounces"]["providers"].append(
+        {
+            "provider": provider,
+            "recipients": recipients,
+            "attempts": recipients + sent,
+            "sent": sent,
+            "own": False,
+            "share_of_attempts": 0.3,
+            "reasons": {reason: recipients},
+        }
+    )
+    log["bounces"]["domains"].append({"domain": f"{provider}.example", "recipients": recipients})
+    triage["tiers"]["peak"]["lines"] += recipients
+
+
+def provider_block(triage: Triage) -> None:
+    external(triage, "microsoft", "blocklist", 20, sent=0)
+
+
+def reputation(triage: Triage) -> None:
+    for provider in ("google", "microsoft", "yahoo", "gmx", "apple"):
+        external(triage, provider, "reputation", 5)
+
+
+def authentication(triage: Triage) -> None:
+    external(triage, "google", "authentication", 20)
+    triage["deliverability"]["domains"].append(
+        {"domain": "control.example", "spf": {"status": "missing", "problem": "no SPF record"}}
+    )
+
+
+def bad_recipients(triage: Triage) -> None:
+    external(triage, "google", "recipient_unknown", 20)
+
+
+def content(triage: Triage) -> None:
+    external(triage, "google", "content", 20)
+
+
+def refused_at_imap(triage: Triage, code: str, kind: str, recipients: int = 20) -> None:
+    smtp_in, imap = (triage["tiers"]["by_tier"][tier] for tier in ("smtp-in", "imap"))
+    smtp_in["bounces"]["own_host"] = {"recipients": recipients, "reasons": {}, "codes": {code: recipients}}
+    smtp_in["bounces"]["recipients"] = smtp_in["bounces"]["lines"] = recipients
+    imap["unseen"]["recipients"] = imap["unseen"]["kinds"][kind] = recipients
+    triage["tiers"]["peak"]["lines"] += recipients
+
+
+def stale(triage: Triage, tier: str, task: str, state: str) -> None:
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    maps = triage["address_map"]
+    maps["stale_tasks"] = {tier: [task]}
+    maps["recipients"] = {"status": "complete", "reasons": [], "checked": 20, "by_state": {state: 20}}
+    for row in maps["tasks"]:
+        if row["tier"] == tier:
+            row.update(stale=True, age_seconds=18000, surplus=3)
+
+
+def smtp_in_stale(triage: Triage) -> None:
+    stale(triage, "smtp-in", SMTP_IN, "stale_smtp_in")
+
+
+def imap_stale(triage: Triage) -> None:
+    stale(triage, "imap", IMAP, "stale_imap")
+
+
+def revoked(triage: Triage) -> None:
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    triage["address_map"]["recipients"].update(checked=20, by_state={"revoked": 20})
+
+
+def loop_state(state: str) -> Callable[[Triage], None]:
+    def change(triage: Triage) -> None:
+        row = next(row for row in triage["reconfigure_loop"]["tasks"] if row["tier"] == "smtp-in")
+        row.update(state=state, since="2026-11-24T16:00:00Z", why="seen", exit_status={"failing": 65}.get(state))
+
+    return change
+
+
+def missing_user(triage: Triage) -> None:
+    refused_at_imap(triage, "5.1.1", "user_unknown")
+    triage["local_delivery"]["missing_users"] = [{"user": "bob", "recipients": 20}]
+
+
+def unwritable(triage: Triage) -> None:
+    triage["local_delivery"]["unwritable"] = [{"user": "bob", "path": "/home/bob/Maildir", "problem": "owned by 0"}]
+
+
+def unresolvable(triage: Triage) -> None:
+    log = triage["tiers"]["by_tier"]["smtp-in"]
+    log["bounces"]["own_host"] = {"recipients": 20, "reasons": {}, "codes": {"5.1.2": 20}}
+    log["bounces"]["recipients"] = log["bounces"]["lines"] = 20
+    triage["environment"]["discovery"]["imap"]["instances"] = []
+    triage["tiers"]["peak"]["lines"] = 20
+
+
+def egress_down(triage: Triage) -> None:
+    for log in triage["tiers"]["by_tier"].values():
+        log["coverage"]["last_event"] = "2026-11-24T21:10:00Z"
+    triage["containers"].update(status="unavailable", reasons=["none answered"], tasks=[], unreachable=[{"task": IMAP}])
+    triage["environment"]["network"]["nat_instances"] = [{"id": "i-1", "state": "stopped"}]
+
+
+def blind(triage: Triage) -> None:
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"].update(blind=True, log_level={"value": 2})
+
+
+def denied_group(triage: Triage) -> None:
+    triage["tiers"]["by_tier"]["imap"]["coverage"] = unavailable()
+
+
+def nothing_seen(triage: Triage) -> None:
+    triage["tiers"] = {**unavailable("AWS did not answer."), "by_tier": {}}
+
+
+def quiesced(triage: Triage) -> None:
+    for row in triage["environment"]["services"].values():
+        row.update(desired=0, running=0)
+
+
+def deploying(triage: Triage) -> None:
+    triage["environment"]["services"]["smtp-in"]["deployments"][0]["rollout_state"] = "IN_PROGRESS"
+
+
+def maintenance(until: str) -> Callable[[Triage], None]:
+    def change(triage: Triage) -> None:
+        triage["environment"]["parameters"]["maintenance_imap"] = {"exists": True, "active": True, "until": until}
+
+    return change
+
+
+def disk_full(triage: Triage) -> None:
+    triage["local_delivery"]["disk_full"] = ["/home 100 %"]
+
+
+def unseen(triage: Triage) -> None:
+    blind(triage)
+    refused_at_imap(triage, "5.3.0", "reject_553", 9)
+    triage["tiers"]["by_tier"]["smtp-in"]["bounces"].update(recipients=0, lines=0, own_host={})
+
+
+def unexplained(triage: Triage) -> None:
+    external(triage, "google", "other", 20)
+
+
+def ended(triage: Triage) -> None:
+    for provider in range(20):
+        external(triage, f"p{provider}", "recipient_unknown" if provider < 4 else "remote_error", 1)
+    triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["ongoing_lines_last_10m"] = 0
+
+
+BAD: dict[str, Callable[[Triage], None]] = {
+    "smtp_out.provider_block": provider_block,
+    "smtp_out.reputation": reputation,
+    "smtp_out.authentication": authentication,
+    "smtp_out.bad_recipients": bad_recipients,
+    "smtp_out.content": content,
+    "smtp_in.stale_map": smtp_in_stale,
+    "imap.stale_map": imap_stale,
+    "smtp_in.revoked_addresses": revoked,
+    "reconfigure.dead": loop_state("dead"),
+    "reconfigure.hung": loop_state("hung"),
+    "reconfigure.failing": loop_state("failing"),
+    "reconfigure.starved": loop_state("starved"),
+    "imap.missing_user": missing_user,
+    "imap.maildir_unwritable": unwritable,
+    "imap.disk_full": disk_full,
+    "imap.unresolvable": unresolvable,
+    "imap.planned_roll": maintenance("2026-11-24T22:10:00Z"),
+    "imap.failed_deployment": maintenance("2026-11-24T20:10:00Z"),
+    "network.egress_down": egress_down,
+    "coverage.blind_tier": blind,
+    "coverage.unavailable": denied_group,
+    "coverage.nothing_seen": nothing_seen,
+    "environment.quiesced": quiesced,
+    "environment.deployment_in_progress": deploying,
+    "alert.cannot_see": unseen,
+    "inconclusive": unexplained,
+    "none.ended": ended,
+    "none.below_threshold": lambda triage: None,
+}
+#: What takes away the evidence of a finding that otherwise holds.
+TIERS = ("tiers",)
+TAKEN: dict[str, tuple[str, ...]] = {
+    "smtp_out.provider_block": TIERS,
+    "smtp_out.reputation": TIERS,
+    "smtp_out.authentication": TIERS,
+    "smtp_out.bad_recipients": TIERS,
+    "smtp_out.content": TIERS,
+    "smtp_in.stale_map": ("address_map",),
+    "imap.stale_map": ("address_map",),
+    "smtp_in.revoked_addresses": ("address_map",),
+    "reconfigure.dead": ("reconfigure_loop",),
+    "reconfigure.hung": ("reconfigure_loop",),
+    "reconfigure.failing": ("reconfigure_loop",),
+    "reconfigure.starved": ("reconfigure_loop",),
+    "imap.missing_user": ("local_delivery", "address_map", "tiers"),
+    "imap.maildir_unwritable": ("local_delivery",),
+    "imap.disk_full": ("local_delivery",),
+    "network.egress_down": ("tiers",),
+    "environment.quiesced": ("environment",),
+    "environment.deployment_in_progress": ("environment",),
+}
+
+
+@pytest.mark.parametrize("identity", BAD)
+def test_each_row_says_bad(identity: str, triage: Triage, table: list[Any], options: Triage) -> None:
+    BAD[identity](triage)
+    result = judge(triage, table, options)
+    finding = next((f for f in result["findings"] if f["id"] == identity), None)
+    assert finding, [f["id"] for f in result["findings"]]
+    assert finding["next_actions"]
+    assert finding["confidence_reason"]
+    assert all(resolve(pointer, triage) is not None for pointer in finding["evidence"])
+    assert "{" not in finding["summary"] + finding["found"]
+
+
+@pytest.mark.parametrize("identity", sorted(set(BAD) - {"none.below_threshold"}))
+def test_no_row_fires_on_a_healthy_deployment(identity: str, triage: Triage, table: list[Any], options: Triage) -> None:
+    assert [f["id"] for f in judge(triage, table, options)["findings"]] == ["none.below_threshold"]
+
+
+@pytest.mark.parametrize("identity", TAKEN)
+def test_missing_evidence_is_unknown_and_never_health(
+    identity: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    BAD[identity](triage)
+    for name in TAKEN[identity]:
+        triage[name] = {**unavailable(), "by_tier": {}} if name == "tiers" else unavailable()
+    result = judge(triage, table, options)
+    ids = [f["id"] for f in result["findings"]]
+    assert identity not in ids
+    assert identity in [entry["id"] for entry in result["not_judged"]]
+    assert not [f for f in result["findings"] if f["id"] == "none.below_threshold" and f["confidence"] == "high"]
+
+
+def test_every_row_of_the_table_has_its_case(table: list[Any]) -> None:
+    assert {row["id"] for row in table} == set(BAD)
+
+
+def test_denied_map_caps_confidence_and_withholds_the_remedy(triage: Triage, table: list[Any], options: Triage) -> None:
+    smtp_in_stale(triage)
+    loop_state("hung")(triage)
+    assert judge(triage, table, options)["verdict"]["confidence"] == "high"
+    triage["address_map"] = unavailable("ECS Exec is not permitted.")
+    triage["containers"] = unavailable("ECS Exec is not permitted.")
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["confidence"], verdict["remedy"]) == ("reconfigure.hung", "high", verdict["remedy"])
+    triage["reconfigure_loop"]["tasks"][1]["sources"] = ["logs"]
+    judged = {f["id"]: f for f in judge(triage, table, options)["findings"]}
+    assert judged["reconfigure.hung"]["confidence"] == "medium"
+
+
+def test_the_larger_cause_comes_first(triage: Triage, table: list[Any], options: Triage) -> None:
+    smtp_in_stale(triage)
+    external(triage, "microsoft", "blocklist", 30, sent=0)
+    ids = [f["id"] for f in judge(triage, table, options)["findings"]]
+    assert ids[:2] == ["smtp_out.provider_block", "smtp_in.stale_map"]
+
+
+def test_everybody_writing_to_one_provider_is_not_called_a_block(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "google", "blocklist", 20, sent=100)
+    triage["tiers"]["by_tier"]["smtp-out"]["deliveries"]["sent"] = 100
+    verdict = judge(triage, table, options)["verdict"]
+    assert verdict["confidence"] != "high"
+
+
+def test_one_stuck_task_of_three_is_replaced_alone(triage: Triage, table: list[Any], options: Triage) -> None:
+    smtp_in_stale(triage)
+    triage["address_map"]["tasks_of_tier"]["smtp-in"] = 3
+    remedy = judge(triage, table, options)["verdict"]["remedy"]
+    assert remedy == {"kind": "restart_task", "service": "cabal-smtp-in", "tasks": [SMTP_IN]}
+
+
+def test_the_fingerprint_ignores_time_and_counts(triage: Triage, table: list[Any], options: Triage) -> None:
+    provider_block(triage)
+    first = judge(triage, table, options)["verdict"]
+    external(triage, "microsoft", "blocklist", 7, sent=0)
+    triage["alert"]["window"]["end"] = "2026-11-24T21:59:00Z"
+    again = judge(triage, table, options)["verdict"]
+    assert first["fingerprint"] == again["fingerprint"]
+    triage["run"]["environment"] = "stage"
+    assert judge(triage, table, options)["verdict"]["fingerprint"] != first["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"severity": "fatal"}, "severity fatal"),
+        ({"next_actions": []}, "next_actions"),
+        ({"confidence": [{"level": "sure", "because": "x"}]}, "confidence of"),
+        ({"remedy": {"kind": "reboot"}}, "remedy reboot"),
+    ],
+)
+def test_a_wrong_row_is_refused(change: Triage, words: str, table: list[Any]) -> None:
+    with pytest.raises(TableError, match=words):
+        check_table([{**table[0], **change}])
+
+
+def test_a_condition_over_a_name_that_is_not_there_is_named(triage: Triage, table: list[Any], options: Triage) -> None:
+    with pytest.raises(TableError, match=r"out\.nonsense"):
+        judge(triage, [{**table[0], "all": ["out.nonsense > 1"], "any": None}], options)
+
+
+SECTIONS = ("tiers", "environment", "containers", "deliverability", "address_map", "reconfigure_loop", "local_delivery")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    gone=st.sets(st.sampled_from(SECTIONS)),
+    broken=st.lists(
+        st.sampled_from([name for name in BAD if name != "coverage.nothing_seen"]), max_size=4, unique=True
+    ),
+)
+def test_any_mixture_gives_a_verdict_and_never_claims_health_wrongly(
+    gone: set[str], broken: list[str], triage: Triage, table: list[Any], options: Triage
+) -> None:
+    mixed = copy.deepcopy(triage)
+    for identity in broken:
+        BAD[identity](mixed)
+    for name in gone:
+        mixed[name] = {**unavailable(), "by_tier": {}} if name == "tiers" else unavailable()
+    result = judge(mixed, table, options)
+    assert result["verdict"] is not None
+    if "tiers" in gone:
+        assert "none.below_threshold" not in [f["id"] for f in result["findings"]]
+    for finding in result["findings"]:
+        if finding["remedy"]:
+            assert finding["remedy"]["service"].startswith("cabal-")
