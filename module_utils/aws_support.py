@@ -23,6 +23,7 @@ try:
     from botocore import exceptions as boto_errors
     from botocore.config import Config
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+    from botocore.utils import validate_region_name
 except ImportError:  # AnsibleAWSModule says which library is missing when it is built
     pass
 
@@ -235,6 +236,7 @@ def _new_session(module: AnsibleAWSModule) -> boto3.session.Session:
             "No AWS region is known (option region is empty): set cabalmail_region in the inventory, or AWS_REGION,"
             " or a region in the profile.",
         )
+    validate_region_name(session.region_name)
     credentials = session.get_credentials()
     if credentials is None:
         _fail(

@@ -48,7 +48,7 @@ class Part:
             self.fail(self._explain(exc))
 
     def result(self) -> dict[str, Any]:
-        """Return the fields with C(status) and C(reasons), as they are at this moment. Nothing read is never complete."""
+        """Return the fields with C(status) and C(reasons), as they are now. What was not read is never complete."""
         with self._lock:
             reasons = list(self._reasons)
             if not self._known:
