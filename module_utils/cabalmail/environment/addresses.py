@@ -97,7 +97,7 @@ class AddressWriter:
         for item in items:
             row = plain_row(item)
             if self._stream:
-                self._stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                self._stream.write(json.dumps(row, separators=(",", ":")) + "\n")
             self._count(row)
 
     def finish(self) -> dict[str, Any]:
