@@ -39,7 +39,7 @@ EVIDENCE_SECTIONS = (
     "local_delivery",
     "remediation",
 )
-SECTIONS = frozenset({"run", "findings", "verdict", *EVIDENCE_SECTIONS})
+SECTIONS = frozenset({"run", "findings", "verdict", "not_judged", *EVIDENCE_SECTIONS})
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -96,6 +96,7 @@ def _new_triage() -> dict[str, Any]:
         **{name: unavailable("skipped") for name in EVIDENCE_SECTIONS},
         "findings": [],
         "verdict": None,
+        "not_judged": [],
     }
 
 

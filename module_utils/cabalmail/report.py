@@ -1,0 +1,280 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a person and a pipeline are told: outcome, terminal summary, and the parts of the Markdown report.
+
+Everything is derived from the fact ``triage`` alone. Text in it may come from strangers; it leaves here only through
+the functions of ``inert``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .inert import inert
+
+Facts = Mapping[str, Any]
+
+SEVERITIES = ("critical", "warning", "info")
+# Findings that speak of the evidence and not of the mail.
+ABOUT_EVIDENCE = ("coverage.", "alert.", "inconclusive")
+NO_FAULT = "none."
+WIDTH = 80
+HEIGHT = 20  # of 24 rows; the recap needs the others
+
+# What a person calls the sections of the fact, in the order of the runbook.
+STEPS = {
+    "tiers": "mail logs",
+    "environment": "state of the environment",
+    "containers": "inside the containers",
+    "deliverability": "deliverability",
+    "address_map": "address maps",
+    "reconfigure_loop": "reconfigure loops",
+    "local_delivery": "local delivery",
+    "remediation": "remediation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the terminal summary; ``kind`` is a severity, ``dim``, or nothing."""
+
+    text: str
+    kind: str = ""
+
+
+def outcome(triage: Facts, error: str | None) -> dict[str, Any]:
+    """The content of ``outcome.json``, which tells a finding from a broken run.
+
+    Args:
+        triage: the fact.
+        error: why the run or its report is broken, None when it is not.
+    """
+    verdict = triage.get("verdict") or {}
+    return {
+        "schema_version": 1,
+        "status": "error" if error or not verdict else _status(triage),
+        "error": error or (None if verdict else "no verdict could be reached"),
+        "verdict": verdict.get("id"),
+        "fingerprint": verdict.get("fingerprint"),
+        "severity": verdict.get("severity"),
+        "confidence": verdict.get("confidence"),
+        "summary": verdict.get("summary"),
+        "findings": [
+            {key: finding.get(key) for key in ("id", "fingerprint", "tier", "severity", "confidence")}
+            for finding in triage.get("findings") or []
+        ],
+        "unchecked": unchecked(triage),
+        "host": triage["run"]["host"],
+        "environment": triage["run"]["environment"],
+        "run": triage["run"]["id"],
+    }
+
+
+def _status(triage: Facts) -> str:
+    """``finding`` when something is wrong with the mail, ``incomplete`` when nobody can say, else ``ok``."""
+    findings = triage.get("findings") or []
+    if any(row["severity"] != "info" and not row["id"].startswith((*ABOUT_EVIDENCE, NO_FAULT)) for row in findings):
+        return "finding"
+    known = triage["verdict"]["id"].startswith(NO_FAULT) and triage["tiers"]["status"] == "complete"
+    return "ok" if known else "incomplete"
+
+
+def standing(triage: Facts, severity: str) -> list[str]:
+    """Ids of the findings of this severity or above."""
+    bar = SEVERITIES.index(severity)
+    return [row["id"] for row in triage.get("findings") or [] if SEVERITIES.index(row["severity"]) <= bar]
+
+
+def unchecked(triage: Facts) -> list[str]:
+    """One sentence for each thing that could not be checked, or only in part."""
+    said: list[str] = []
+    for name, title in STEPS.items():
+        part = triage.get(name) or {}
+        if name == "tiers":
+            said += _blind_spots(part)
+        if part.get("status") != "complete":
+            reasons = [str(reason) for reason in part.get("reasons") or []] or [str(part.get("status"))]
+            said += [f"{title}: {reason}" for reason in reasons]
+    return list(dict.fromkeys(inert(sentence) for sentence in said))
+
+
+def _blind_spots(tiers: Facts) -> list[str]:
+    blind = [tier for tier, log in (tiers.get("by_tier") or {}).items() if (log.get("coverage") or {}).get("blind")]
+    return [f"{tier} does not log deliveries at its LogLevel: its counts are unknown, not zero" for tier in blind]
+
+
+@dataclass(frozen=True, slots=True)
+class TierRow:
+    """What the table of tiers says of one tier; None is unknown."""
+
+    tier: str
+    lines: int | None
+    messages: int | None
+    recipients: int | None
+    peak: int | None
+    unseen: int | None
+    sent: int | None
+    deferred: int | None
+    coverage: str
+
+    def cells(self) -> list[str]:
+        """The row as text, a question mark for what is unknown."""
+        numbers = (self.lines, self.messages, self.recipients, self.peak, self.unseen, self.sent, self.deferred)
+        return [inert(self.tier, 20), *("?" if number is None else f"{number}" for number in numbers), self.coverage]
+
+
+TIER_COLUMNS = ("tier", "lines", "messages", "recipients", "peak 30m", "unseen", "sent", "deferred", "log")
+
+
+def tier_rows(triage: Facts) -> list[TierRow]:
+    """The table of tiers. A tier that is blind or unread has no numbers: what was not seen is not zero."""
+    return [_tier_row(tier, log) for tier, log in (triage["tiers"].get("by_tier") or {}).items()]
+
+
+def _tier_row(tier: str, log: Facts) -> TierRow:
+    coverage = log.get("coverage") or {}
+    status = "blind" if coverage.get("blind") else str(coverage.get("status", "unavailable"))
+    if status in ("blind", "unavailable"):
+        return TierRow(tier, None, None, None, None, None, None, None, status)
+    bounces, deliveries = log.get("bounces") or {}, log.get("deliveries") or {}
+    return TierRow(
+        tier,
+        bounces.get("lines"),
+        bounces.get("messages"),
+        bounces.get("recipients"),
+        (bounces.get("peak") or {}).get("lines"),
+        (log.get("unseen") or {}).get("recipients"),
+        deliveries.get("sent"),
+        (log.get("deferrals") or {}).get("messages"),
+        status,
+    )
+
+
+def top_codes(triage: Facts, limit: int) -> list[dict[str, Any]]:
+    """The most frequent enhanced status codes over all tiers: code, recipients, text."""
+    total: dict[str, dict[str, Any]] = {}
+    for log in (triage["tiers"].get("by_tier") or {}).values():
+        for row in (log.get("bounces") or {}).get("codes") or []:
+            known = total.setdefault(row["code"], {"code": row["code"], "recipients": 0, "text": row.get("text") or ""})
+            known["recipients"] += row.get("recipients") or 0
+    return sorted(total.values(), key=lambda row: (-row["recipients"], row["code"]))[:limit]
+
+
+def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
+    """The terminal summary: at most ``HEIGHT`` lines of ``WIDTH`` columns.
+
+    Args:
+        triage: the fact.
+        result: what :func:`outcome` said.
+        where: path of the report.
+    """
+    head = _head(triage, result)
+    table = _table(tier_rows(triage))
+    foot = [Line(_fit(f"Report: {inert(where, 400)}", 400))]
+    middle = _middle(triage)
+    room = HEIGHT - len(head) - len(table) - len(foot)
+    actions, unknown = _share(middle, _unchecked_lines(result["unchecked"]), room)
+    return [*head, *table, *actions, *unknown, *foot]
+
+
+def _share(first: list[Line], second: list[Line], room: int) -> tuple[list[Line], list[Line]]:
+    """Cut two lists to a common room; what does not fit is in the report, and the last line says so."""
+    keep = min(len(second), max(2, room - len(first)))
+    return _cut(first, room - keep), _cut(second, keep)
+
+
+def _cut(lines: list[Line], room: int) -> list[Line]:
+    if len(lines) <= room:
+        return lines
+    return [*lines[: max(0, room - 1)], Line("   ... more in the report", "dim")][: max(0, room)]
+
+
+def _head(triage: Facts, result: Facts) -> list[Line]:
+    run, alert = triage["run"], triage["alert"]
+    window = alert.get("window") or {}
+    about = f"{alert.get('name', 'no alert')}" if alert.get("source") != "none" else "no page"
+    fired = f", fired {_clock(window['fired_at'])}" if window.get("fired_at") else ""
+    span = f"{_clock(window['start'])} to {_clock(window['end'])} UTC" if window else "no window"
+    title = Line(_fit(f"== {inert(run['environment'], 30)}: {about}{fired}; looked at {span} =="), "dim")
+    verdict = triage.get("verdict")
+    if not verdict:
+        return [title, *_wrapped(f"NO VERDICT: {result['error']}", 2, "critical")]
+    fault = f", fault: {verdict['fault']}" if verdict.get("fault") not in (None, "unknown") else ""
+    lines = [
+        title,
+        Line(
+            _fit(f"{verdict['severity'].upper()}  {verdict['id']}  (confidence {verdict['confidence']}{fault})"),
+            verdict["severity"],
+        ),
+        *_wrapped(verdict["summary"], 3),
+        *_wrapped(f"Confidence: {verdict['confidence_reason']}", 2, "dim"),
+    ]
+    others = [row["id"] for row in (triage.get("findings") or [])[1:]]
+    if others:
+        lines += _wrapped(f"Also: {', '.join(dict.fromkeys(others))}", 1)
+    if result["status"] == "error":
+        lines += _wrapped(f"BROKEN: {result['error']}", 2, "critical")
+    return lines
+
+
+def _middle(triage: Facts) -> list[Line]:
+    codes = top_codes(triage, 4)
+    lines: list[Line] = []
+    if codes:
+        listed = ", ".join(f"{row['code']} x{row['recipients']} {inert(row['text'], 30)}".rstrip() for row in codes)
+        lines += _wrapped(f"Codes: {listed}", 2)
+    verdict = triage.get("verdict") or {}
+    for number, action in enumerate(verdict.get("next_actions") or [], 1):
+        lines += _wrapped(f"{number}. {action['text']}", 2, hang="   ")
+        if action.get("command"):
+            lines.append(Line(f"   $ {inert(action['command'], 2000)}"))
+    return lines
+
+
+def _unchecked_lines(sentences: Sequence[str]) -> list[Line]:
+    skipped = [text.removesuffix(": skipped") for text in sentences if text.endswith(": skipped")]
+    said = [text for text in sentences if not text.endswith(": skipped")]
+    if skipped:
+        said.append(f"skipped: {', '.join(skipped)}")
+    return [line for text in said for line in _wrapped(f"Not checked: {text}", 2, "warning", hang="   ")]
+
+
+def _table(rows: Iterable[TierRow]) -> list[Line]:
+    table = [list(TIER_COLUMNS), *(row.cells() for row in rows)]
+    if len(table) == 1:
+        return []
+    widths = [max(len(row[column]) for row in table) for column in range(len(TIER_COLUMNS))]
+    last = len(TIER_COLUMNS) - 1
+    return [
+        Line(
+            _fit(
+                "  ".join(
+                    cell.ljust(width) if column in (0, last) else cell.rjust(width)
+                    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
+            ),
+            "" if number else "dim",
+        )
+        for number, row in enumerate(table)
+    ]
+
+
+def _wrapped(text: str, most: int, kind: str = "", hang: str = "") -> list[Line]:
+    """The text over at most ``most`` lines."""
+    lines = textwrap.wrap(
+        inert(text, 1000), WIDTH, subsequent_indent=hang, max_lines=most, placeholder=" ...", break_on_hyphens=False
+    )
+    return [Line(line, kind) for line in lines]
+
+
+def _fit(text: str, width: int = WIDTH) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _clock(moment: str) -> str:
+    """``2026-11-24 21:53`` of an RFC 3339 text."""
+    return moment[:16].replace("T", " ")

@@ -1,0 +1,136 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check every option of a run and the way to AWS, before any call is made.
+
+Reads the host's variables ``triage_*`` and ``report_dir`` and the environment's ``cabalmail_*``; has no options itself.
+Returns ``options`` (checked, by their public names), ``run`` (the section of the fact ``triage``).
+Fails with one sentence that names the option, its value and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+import ansible.module_utils
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
+
+from ansible.module_utils.cabalmail.inert import shown  # noqa: E402
+from ansible.module_utils.cabalmail.options import OptionError, read_options  # noqa: E402
+from ansible.module_utils.cabalmail.report_files import choose_folder  # noqa: E402
+from ansible.module_utils.cabalmail.time import format_rfc3339  # noqa: E402
+from ansible.module_utils.cabalmail.version import VERSION  # noqa: E402
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Check the options of a run."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return checked options and the section ``run``; AnsibleActionFail says what is wrong."""
+        outcome: dict[str, Any] = super().run(tmp, task_vars)
+        raw = task_vars or {}
+        # The payload is what a stranger may have written: it is never rendered as a template (see triage_page).
+        public = {name: raw[name] for name in raw if name.startswith(("triage_", "cabalmail_")) or name == "report_dir"}
+        public.pop("triage_payload", None)
+        variables = self._templar.template(public)
+        host = str(raw.get("inventory_hostname"))
+        try:
+            check_environment(host, variables)
+            options = read_options(variables, variables["cabalmail_tiers"])
+            region = check_aws(host, variables)
+            options["report_dir"] = check_report_dir(options["report_dir"])
+        except OptionError as error:
+            raise AnsibleActionFail(str(error)) from None
+        started = datetime.now(UTC)
+        outcome.update(
+            changed=False,
+            options={
+                name: format_rfc3339(value) if isinstance(value, datetime) else value for name, value in options.items()
+            },
+            run={
+                "id": f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
+                "host": host,
+                "environment": variables["cabalmail_environment"],
+                "started": format_rfc3339(started, milliseconds=True),
+                "region": region,
+                "cluster": variables["cabalmail_cluster"],
+                "check_mode": bool(self._task.check_mode),
+                "deadline_seconds": options["triage_deadline"],
+                "project_version": VERSION,
+            },
+        )
+        return outcome
+
+
+def check_environment(host: str, variables: dict[str, Any]) -> None:
+    """OptionError when the inventory does not describe an environment."""
+    for name in ("cabalmail_environment", "cabalmail_cluster", "cabalmail_control_domain"):
+        value = variables.get(name)
+        if not isinstance(value, str) or not value:
+            raise OptionError(
+                f"{name} of the host {host} is {shown(value)}: set it in the inventory (see inventory/example)."
+            )
+    tiers = variables.get("cabalmail_tiers")
+    if not isinstance(tiers, list) or not tiers or not all(isinstance(tier, str) and tier for tier in tiers):
+        raise OptionError(
+            f"cabalmail_tiers of the host {host} is {shown(tiers)}: list the mail tiers, such as"
+            " [imap, smtp-in, smtp-out]."
+        )
+
+
+def check_report_dir(given: str) -> str:
+    """The folder for reports, which exists and can be written; OptionError otherwise."""
+    try:
+        return str(choose_folder(given, os.environ))
+    except OSError as error:
+        raise OptionError(
+            f"report_dir={shown(given)} can't be used ({error.strerror}): give a folder that can be written."
+        ) from None
+
+
+def check_aws(host: str, variables: dict[str, Any]) -> str:
+    """The region, once it is sure that there are credentials; nothing is called but what finds credentials."""
+    region = variables.get("cabalmail_region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    keys = bool(variables.get("cabalmail_access_key") and variables.get("cabalmail_secret_key"))
+    if not (region and keys):
+        region = _ask_botocore(host, variables.get("cabalmail_profile") or None, region, keys)
+    return str(region)
+
+
+def _ask_botocore(host: str, profile: str | None, region: str | None, keys: bool) -> str:
+    # Only here, since it takes a tenth of a second that a run with all it needs should not pay.
+    from botocore.exceptions import BotoCoreError, ProfileNotFound
+    from botocore.session import Session
+
+    session = Session(profile=profile)
+    try:
+        region = region or session.get_config_variable("region")
+        found = keys or session.get_credentials() is not None
+    except ProfileNotFound:
+        raise OptionError(
+            f"cabalmail_profile={shown(profile)} of the host {host} is not in the AWS configuration files of this"
+            " machine: create it with `aws configure --profile` or correct the inventory."
+        ) from None
+    except BotoCoreError as error:
+        raise OptionError(f"The AWS configuration of this machine can't be read ({error}): correct it.") from None
+    if not region:
+        raise OptionError(
+            f"No AWS region is known for the host {host}: set cabalmail_region in the inventory, AWS_REGION in the"
+            " environment, or a region in the profile."
+        )
+    if not found:
+        raise OptionError(
+            f"No AWS credentials were found for the host {host}: set cabalmail_profile in the inventory or AWS_PROFILE"
+            " in the environment, or log in (aws sso login)."
+        )
+    return str(region)
