@@ -159,7 +159,7 @@ class LogStore:
         events = group.events
         low, high = max(position, (start, "")), (end, "~")
         if index is None:
-            first, last = bisect_left(events, low), bisect_right(events, high)  
+            first, last = bisect_left(events, low), bisect_right(events, high)
             chosen: Iterable[Event] = events[first : min(last, first + limit)]
         else:
             first = bisect_left(index, low, key=lambda i: events[i][:2])
@@ -279,7 +279,7 @@ class LogStore:
             raise ApiError("InvalidParameterException", "Cannot order by LastEventTime with a logStreamNamePrefix.")
         streams = [stream for stream in group.streams.values() if prefix is None or stream.name.startswith(prefix)]
         by_time = order == "LastEventTime"
-        streams.sort(key=lambda s: (by_time and s.last or 0, s.name), reverse=bool(request.get("descending")))
+        streams.sort(key=lambda s: ((by_time and s.last) or 0, s.name), reverse=bool(request.get("descending")))
         names, token = self._slice([stream.name for stream in streams], request)
         answer: dict[str, Any] = {"logStreams": [_stream_facts(group, group.streams[name]) for name in names]}
         return answer | ({"nextToken": token} if token else {})

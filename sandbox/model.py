@@ -242,7 +242,9 @@ class DnsRecord:
 class Fault:
     """Laid over every call of ``operation`` whose parameters have all of ``where``.
 
-    ``operation`` is ``service.Operation``, ``service.*`` or ``*``. ``times``: only so many calls, then it is over.
+    ``operation`` is ``service.Operation``, ``service.*`` or ``*``. ``who``: operator, task or any. ``times``: only so
+    many calls, then it is over. ``drop`` closes the connection unanswered, ``garbage`` answers 200 with what is no AWS
+    answer, ``hang`` never answers.
     """
 
     operation: str
@@ -252,7 +254,10 @@ class Fault:
     message: str
     rate: float
     latency_seconds: float
-    hang: bool
+    hang: bool = False
+    drop: bool = False
+    garbage: bool = False
+    who: str = "operator"
     times: int | None = None
 
 

@@ -4,9 +4,9 @@
 """Filter patterns of CloudWatch Logs for unstructured events.
 
 After https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/FilterAndPatternSyntax.html: terms are case-sensitive,
-all plain terms must occur, none of the ``-terms`` may, and of ``?terms`` one must. A term with anything but letters, digits
-and underscores stands in double quotes. Regular expressions, JSON and space-delimited patterns are valid at AWS but not
-served here, so they are refused rather than answered wrongly.
+all plain terms must occur, none of the ``-terms`` may, and of ``?terms`` one must. A term with anything but letters,
+digits and underscores stands in double quotes. Regular expressions, JSON and space-delimited patterns are valid at AWS
+but not served here, so they are refused rather than answered wrongly.
 """
 
 from __future__ import annotations

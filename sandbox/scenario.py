@@ -63,7 +63,8 @@ def find(name_or_folder: str) -> Path:
     for folder in (named, Path(name_or_folder)):
         if (folder / "scenario.yml").is_file():
             return folder.resolve()
-    raise SandboxError(f"No scenario {name_or_folder!r}: give a folder with a scenario.yml, or one of {', '.join(names())}.")
+    known = ", ".join(names())
+    raise SandboxError(f"No scenario {name_or_folder!r}: give a folder with a scenario.yml, or one of {known}.")
 
 
 def load(folder: Path, *, now: datetime, endpoint: str) -> Scenario:
@@ -304,7 +305,7 @@ class _Builder:
         return self._address(row)
 
     def _log(self, tier: str, index: int, task: Raw) -> Path | None:
-        path = self.folder / task.get("log", f"{tier}.maillog" if index == 0 else f"{tier}.{index}.maillog")
+        path: Path = self.folder / task.get("log", f"{tier}.maillog" if index == 0 else f"{tier}.{index}.maillog")
         if path.is_file():
             return path
         if "log" in task:
@@ -313,9 +314,8 @@ class _Builder:
 
     def _discovery(self, tiers: dict[str, TierSpec]) -> dict[str, tuple[str, ...]]:
         given = self.raw.get("discovery", {})
-        return {
-            name: tuple(given.get(name, [entry.spec.ip for entry in tiers[name].tasks])) for name in ("imap", "smtp-out")
-        }
+        running = {name: [entry.spec.ip for entry in tiers[name].tasks] for name in ("imap", "smtp-out")}
+        return {name: tuple(given.get(name, running[name])) for name in running}
 
     def _maintenance(self, flag: Raw | None) -> str | None:
         if flag is None:
@@ -324,7 +324,8 @@ class _Builder:
             return '{"active":false}'
         until = int(self.now.timestamp() + flag.get("until_minutes", 15) * 60)
         message = flag.get("message", "Mail is briefly unavailable.")
-        return json.dumps({"active": True, "until": until, "retry_after": 30, "message": message}, separators=(",", ":"))
+        value = {"active": True, "until": until, "retry_after": 30, "message": message}
+        return json.dumps(value, separators=(",", ":"))
 
     def _network(self) -> Network:
         raw = self.raw.get("network", {})
@@ -377,9 +378,9 @@ def secrets_of(tier: str) -> dict[str, str]:
         "HEALTHCHECK_PING_URL": "/cabal/healthcheck_ping_ecs_reconfigure",
     }
     if tier == "imap":
-        secrets["MASTER_PASSWORD"] = "/cabal/master_password"
+        secrets |= {"MASTER_PASSWORD": "/cabal/master_password"}
     if tier == "smtp-out":
-        secrets["DKIM_PRIVATE_KEY"] = "/cabal/dkim_private_key"
+        secrets |= {"DKIM_PRIVATE_KEY": "/cabal/dkim_private_key"}
     return secrets
 
 
@@ -437,6 +438,9 @@ def _fault(raw: Raw) -> Fault:
         rate=raw.get("rate", 1),
         latency_seconds=raw.get("latency_ms", 0) / 1000,
         hang=raw.get("hang", False),
+        drop=raw.get("drop", False),
+        garbage=raw.get("garbage", False),
+        who=raw.get("who", "operator"),
         times=raw.get("times"),
     )
 
