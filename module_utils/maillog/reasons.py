@@ -19,9 +19,10 @@ from .providers import ProviderTable
 OTHER = "other"
 _CACHE = 20_000
 
-_HEAD = re.compile(r"\s*(?P<code>[2345]\d\d)?(?:[- ]|\Z)?\s*(?:#?(?P<enhanced>[245]\.\d{1,3}\.\d{1,3})(?![\w.]))?")
+_HEAD = re.compile(r"\s*(?P<code>[2345]\d\d)?(?:[- ]|\Z)?\s*(?:#?(?P<enhanced>[245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d))?")
 _INNER_ENHANCED = re.compile(r"(?<![\w.])#?([245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d)")
 _IN_STAT = re.compile(r"(?:Deferred|queued|Service unavailable)?:?\s*(?=[245]\d\d[- ])", re.I)
+_NAME = re.compile(r"%(\w+)%")
 _LINK = re.compile(r"(?:https?:/?/?|www\.)\S+")
 
 
@@ -72,7 +73,8 @@ class _Pattern(NamedTuple):
     search: Any
 
     @classmethod
-    def of(cls, source: str) -> _Pattern:
+    def of(cls, source: str, vocabulary: Mapping[str, str]) -> _Pattern:
+        source = _NAME.sub(lambda name: vocabulary[name[1]], source)
         return cls(required_literal(source), re.compile(source).search)
 
     def matches(self, text: str) -> bool:
@@ -121,13 +123,13 @@ def _end_of_class(pattern: str, start: int) -> int:
 class _Rule:
     """One rule, compiled. Conditions that a rule doesn't name hold always."""
 
-    def __init__(self, data: Mapping[str, Any], fault: str) -> None:
+    def __init__(self, data: Mapping[str, Any], fault: str, vocabulary: Mapping[str, str]) -> None:
         self.id: str = data["id"]
         self.reason = Reason(data["reason"], data.get("fault", fault), data["id"], data.get("tells", True))
-        self.text = [_Pattern.of(source) for source in data.get("text", ())]
-        self.link = [_Pattern.of(source) for source in data.get("link", ())]
-        self.unless = [_Pattern.of(source) for source in data.get("unless", ())]
-        self.stat = [_Pattern.of(source) for source in data.get("stat", ())]
+        self.text = [_Pattern.of(source, vocabulary) for source in data.get("text", ())]
+        self.link = [_Pattern.of(source, vocabulary) for source in data.get("link", ())]
+        self.unless = [_Pattern.of(source, vocabulary) for source in data.get("unless", ())]
+        self.stat = [_Pattern.of(source, vocabulary) for source in data.get("stat", ())]
         self.code = tuple(data.get("code", ()))
         self.enhanced = frozenset(data.get("enhanced", ()))
         self.choices = [
@@ -181,7 +183,8 @@ class Classifier:
         own_hosts: Iterable[str] = ("imap.cabal.internal",),
     ) -> None:
         self.faults: dict[str, str] = dict(rules["reasons"])
-        self._rules = [_Rule(rule, self.faults[rule["reason"]]) for rule in rules["rules"]]
+        words = rules.get("vocabulary", {})
+        self._rules = [_Rule(rule, self.faults[rule["reason"]], words) for rule in rules["rules"]]
         self.providers = providers if isinstance(providers, ProviderTable) else ProviderTable(providers)
         self._codes: Mapping[str, str] = codes["codes"]
         self._own = frozenset(host.lower().rstrip(".") for host in own_hosts)
@@ -223,17 +226,14 @@ class Classifier:
         return self._other
 
     def _evidence(self, attempt: Attempt) -> _Evidence:
-        text = attempt.reply or ""
-        in_stat = "" if text else _IN_STAT.sub("", attempt.stat, count=1) if _IN_STAT.match(attempt.stat) else ""
-        text = self.normalise(text or in_stat)
-        code, enhanced, body = _codes_of(text)
+        code, enhanced, body = _codes_of(attempt.reply or _answer_in(attempt.stat))
         if not code:
             # An answer that shows its three digits shows its enhanced code as well: the logged one is then sendmail's own.
             enhanced = enhanced or attempt.enhanced or ""
         relay = (attempt.relay or "").strip("[]. ").lower()
         provider = self.providers.provider(relay).name if relay else None
         return _Evidence(
-            text=body.lower(),
+            text=self.normalise(body).lower(),
             code=code or attempt.code or "",
             enhanced=enhanced if enhanced.count(".") == 2 else "",
             stat=self.normalise(attempt.stat).lower(),
@@ -242,7 +242,7 @@ class Classifier:
             provider=provider,
             mailer=attempt.mailer,
             tier=attempt.tier,
-            reply=bool(text),
+            reply=bool(attempt.reply),
         )
 
 
@@ -253,8 +253,14 @@ def _remember(cache: dict[Any, Reason], key: Any, reason: Reason) -> Reason:
     return reason
 
 
+def _answer_in(stat: str) -> str:
+    """The answer that sendmail before 8.16 has in ``stat=Deferred: 450 4.7.1 ...`` only."""
+    prefix = _IN_STAT.match(stat)
+    return stat[prefix.end() :] if prefix else ""
+
+
 def _codes_of(text: str) -> tuple[str, str, str]:
-    """Three-digit code, enhanced code and body of a masked answer; ``""`` for what it lacks."""
+    """Three-digit code, enhanced code and body of an answer; ``""`` for what it lacks."""
     head = _HEAD.match(text)
     if head is None:
         return "", "", text
