@@ -31,7 +31,7 @@ _TIME = re.compile(
     r"|(?<!\d)\d{1,2}/\d{1,2}/\d{2,4}(?!\d)"
 )
 # A mixed-case last label is no domain but a term (RESOLVER.ADR.RecipientNotFound).
-_HOST = re.compile(r"(?<![\w.@/-])(?:[\w-]{1,63}\.){1,10}(?:[a-z][a-z0-9-]{1,62}|[A-Z][A-Z0-9-]{1,62})\.?(?![\w@/-])")
+_HOST = re.compile(r"(?<![\w.@/-])(?:[\w-]{1,63}\.){1,10}(?:[a-z][a-z0-9-]{1,62}|[A-Z][A-Z0-9-]{1,62})\.?(?![\w@/-]|\.\w)")
 _KEPT_CODE = re.compile(
     r"[A-Z]{1,5}\d{0,3}[-_]?[A-Z]?\d{1,4}\Z|(?:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z", re.I
 )

@@ -21,7 +21,8 @@ _CACHE = 20_000
 
 _HEAD = re.compile(r"\s*(?P<code>[2345]\d\d)?(?:[- ]|\Z)?\s*(?:#?(?P<enhanced>[245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d))?")
 _INNER_ENHANCED = re.compile(r"(?<![\w.])#?([245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d)")
-_IN_STAT = re.compile(r"(?:Deferred|queued|Service unavailable)?:?\s*(?=[245]\d\d[- ])", re.I)
+_DEFERRED = re.compile(r"Deferred: ")
+_BARE_STAT = re.compile(r"(?:Deferred|queued|Service unavailable|User unknown)?\Z")
 _NAME = re.compile(r"%(\w+)%")
 _LINK = re.compile(r"(?:https?:/?/?|www\.)\S+")
 
@@ -254,9 +255,9 @@ def _remember(cache: dict[Any, Reason], key: Any, reason: Reason) -> Reason:
 
 
 def _answer_in(stat: str) -> str:
-    """The answer that sendmail before 8.16 has in ``stat=Deferred: 450 4.7.1 ...`` only."""
-    prefix = _IN_STAT.match(stat)
-    return stat[prefix.end() :] if prefix else ""
+    """What ``stat=`` tells where there is no ``reply=`` (all that sendmail before 8.16 logs); ``""`` for its own bare words."""
+    text = _DEFERRED.sub("", stat, count=1)
+    return "" if _BARE_STAT.match(text) else text
 
 
 def _codes_of(text: str) -> tuple[str, str, str]:
