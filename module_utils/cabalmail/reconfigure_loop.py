@@ -26,6 +26,8 @@ STATES = ("healthy", "dead", "hung", "failing", "starved", "no_ping", "unknown")
 #: Stuck in ways that a new task starts afresh from; a loop that fails or starves would do so again.
 CURED_BY_RESTART = ("dead", "hung")
 MAKEMAP_FAILED = 65
+#: `Done.` comes so soon after the map was built that both tell of one pass.
+SAME_PASS_SECONDS = 120
 _AWS_ERROR = re.compile(
     r"An error occurred|Throttl|ProvisionedThroughput|RequestLimit|AccessDenied|not authorized|ExpiredToken"
     r"|Unable to locate credentials|Could not connect|endpoint URL|timed? ?out",
@@ -94,7 +96,7 @@ def from_container(entry: Facts, limits: LoopLimits) -> Answer:
     age = loop.get("age_seconds")
     if age is not None and age + limits.maps.slack_seconds < oldest and age <= stale_after:
         why = f"it began anew {minutes(age)} ago and has not built the maps for {minutes(oldest)}"
-        return Answer("failing", why, since, ("starved",))
+        return Answer("failing", why, since, ("starved", "hung"))
     state = f", state {loop['state']}" if loop.get("state") not in (None, "S") else ""
     return Answer("hung", f"the process is there{state} and has built nothing for {minutes(oldest)}", since)
 
@@ -237,14 +239,17 @@ def combine(container: Answer, log: Answer) -> tuple[Answer, str | None]:
         return log, None
     if log.state == "unknown" or container.state == log.state:
         return replace(container, exit_status=log.exit_status, since=container.since or log.since), None
-    if log.state in ("starved", "failing") and container.state in ("failing", "hung", "starved"):
-        return replace(log, why=f"{log.why}; {container.why}", since=container.since or log.since), None
+    if log.state in container.could_be or (log.state in ("starved", "failing") and container.state == "hung"):
+        return replace(log, why=f"{log.why}; {container.why}", since=container.since or log.since, could_be=()), None
     if container.state == "healthy" and log.state in ("no_ping", "failing", "starved"):
         return replace(log, why=f"{log.why}; {container.why}"), None
-    if container.state in log.could_be or log.state in container.could_be:
-        return replace(container, could_be=(), exit_status=log.exit_status), None
+    if container.state in log.could_be:
+        return replace(container, could_be=()), None
     if container.state in ("dead", "hung") and log.state in ("dead", "hung", "failing", "starved"):
         return replace(container, exit_status=log.exit_status), None
+    built, done = _epoch(container.since), _epoch(log.since)
+    if log.state in ("healthy", "no_ping") and (built is None or done is None or done <= built + SAME_PASS_SECONDS):
+        return container, None  # its last good pass is recent, and the loop stopped after it
     return container, f"the container says {container.state} ({container.why}), its log {log.state} ({log.why})"
 
 

@@ -91,15 +91,16 @@ program() {
       case $base in
       sh | bash | dash | ash | busybox | python*) expect=script ;;
       aws) script=aws expect=words ;;
-      *) script=$base expect=nothing ;;
+      *) break ;;
       esac
       ;;
     script:--*) ;;
     script:-*c*) break ;;
     script:-* | script:sh | script:bash | script:ash) ;;
     script:*)
-      script=$base expect=nothing
-      [ "$base" = aws ] && expect=words
+      script=$base
+      [ "$base" = aws ] || break
+      expect=words
       ;;
     words:--*=* | words:--no-* | words:--debug) ;;
     words:--*) skip=1 ;;
@@ -111,7 +112,6 @@ program() {
         if [ "$words" = - ]; then words=$arg; else words=$words.$arg && break; fi
       fi
       ;;
-    *) break ;;
     esac
   done
   case $script in *[!A-Za-z0-9._-]* | '') script=- ;; esac
