@@ -1,0 +1,904 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Counts what a tier's log says, line by line, exactly, in any order and any number of copies.
+
+Three things are counted apart: lines (what the metric filter counts), messages (queue ids) and recipients (a queue id
+with an address). What has to be remembered to do so is kept as digests; everything else grows with the number of
+distinct reasons, codes, domains, relays and minutes, not with the log.
+
+A line is the same line when its text is the same down to the fraction of a second and the process id: a log-tailer that
+starts again repeats the last lines. Lines without such a prefix are told apart by the event's id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..cabalmail.privacy import Masker
+from ..cabalmail.time import format_rfc3339
+from .digests import DigestMap, DigestSet
+from .parser import Parser
+from .reasons import Attempt, Classifier, Reason
+from .records import Delivery, Line, Notice, Other, Received, Record, Rejection, split_recipients
+from .taskslog import TaskLog
+
+PEAK_MINUTES = 30
+LOCAL = "(local)"
+_DAY_MS = 86_400_000
+_SLACK_MS = 60_000
+_EXPIRY_MS = 120_000
+_MAX_KEYS = 20_000
+_MAX_REPLIES = 5_000
+_MAX_FAILED = 10_000
+_MAX_SENDERS = 50_000
+_TOP = 50
+_SOMEONE = "someone@address.invalid"
+_LOCAL_MAILERS = frozenset({"local", "prog", "*file*", "*include*", "lmtp", "cyrus", "procmail"})
+_NO_RELAY = (None, None)
+# LogLevel from which sendmail writes a line of the kind (tried with 8.17.1).
+_LEVELS = {"reject": 4, "received": 5, "notice": 6, "bounced": 7, "sent": 8, "deferred": 9}
+_MINUTE_FIELDS = ("bounced_lines", "bounced_recipients", "unseen", "sent", "deferred", "rejected")
+_BOUNCED, _RECIPIENTS, _UNSEEN, _SENT, _DEFERRED, _REJECTED = range(6)
+
+
+class Event(NamedTuple):
+    """One event of a log group, as FilterLogEvents returns it; times are milliseconds since 1970."""
+
+    stream: str
+    timestamp: int
+    message: str
+    ingestion: int | None = None
+    event_id: str = ""
+
+
+class _Judged(NamedTuple):
+    reason: Reason
+    text: str
+
+
+class _Tally:
+    """Counts of one key: lines, messages (each once) and recipients."""
+
+    __slots__ = ("lines", "messages", "recipients")
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.messages = 0
+        self.recipients = 0
+
+
+class _Provider:
+    __slots__ = ("attempts", "messages", "mx", "name", "recipients", "sent")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.mx: str | None = None
+        self.attempts = 0
+        self.sent = 0
+        self.recipients = 0
+        self.messages = 0
+
+
+class TierAggregator:
+    """Everything that is known of one tier from its log group.
+
+    Args:
+        tier: the tier's name. Rejections of the tier `imap` are bounces of the tiers that relay to it.
+        log_group: its log group.
+        classifier: gives reasons, providers and normal forms of replies.
+        masker: masks addresses.
+        start_ms, end_ms: the window, milliseconds since 1970; lines whose own time is before it are old ones repeated.
+        metric_pattern: what the deployment's metric filter looks for; a substring of the line.
+        own_hosts: names of the host that the smtp tiers relay to.
+        max_samples: sample lines kept, one a reason and code.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        log_group: str,
+        classifier: Classifier,
+        masker: Masker,
+        start_ms: int,
+        end_ms: int,
+        *,
+        metric_pattern: str = "dsn=5",
+        own_hosts: Iterable[str] = ("imap.cabal.internal",),
+        max_samples: int = 20,
+        receives_from_tiers: bool | None = None,
+    ) -> None:
+        self.tier = tier
+        self.log_group = log_group
+        self.failed: list[dict[str, Any]] = []
+        self._classifier = classifier
+        self._masker = masker
+        self._start, self._end = start_ms, end_ms
+        self._pattern = metric_pattern
+        self._own = frozenset(host.lower().strip("[].") for host in own_hosts)
+        self._max_samples = max_samples
+        self._inner = tier == "imap" if receives_from_tiers is None else receives_from_tiers
+        self._parser = Parser()
+        self._same = DigestSet()
+        self._tasks: dict[str, TaskLog] = {}
+        self._streams: dict[str, TaskLog] = {}
+        self._judged: dict[tuple[str | None, ...], _Judged] = {}
+        self._kinds: Counter[str] = Counter()
+        self._events = 0
+        self._mail_lines = 0
+        self._first: int | None = None
+        self._last: int | None = None
+        self._ingested: int | None = None
+        self._lag: int | None = None
+        self._minutes: dict[int, list[int]] = {}
+        self._seconds: Counter[int] = Counter()
+        self._metric_lines = 0
+        self._deliveries: Counter[str] = Counter()
+        # Bounces.
+        self._bounced_lines = 0
+        self._pairs = DigestSet()
+        self._messages = DigestSet()
+        self._message_keys = DigestSet()
+        self._noticed: dict[int, tuple[int, str]] = {}
+        self._span: list[int] = []
+        self._codes: dict[str, _Tally] = {}
+        self._reasons: dict[tuple[str, str], _Tally] = {}
+        self._tells: dict[tuple[str, str], bool] = {}
+        self._domains: Counter[str] = Counter()
+        self._domain_attempts: Counter[str] = Counter()
+        self._relays: Counter[tuple[str | None, str | None]] = Counter()
+        self._providers: dict[str, _Provider] = {}
+        self._provider_of: dict[str, _Provider] = {}
+        self._replies: Counter[tuple[str, str, str, str]] = Counter()
+        self._own_relays: Counter[str] = Counter()
+        self._own_reasons: Counter[str] = Counter()
+        self._samples: dict[tuple[str, str], tuple[int, str, str]] = {}
+        # Who sent it and which relay brought it: joined by queue id, whichever line comes first.
+        self._origin = DigestMap()
+        self._senders: dict[str, int] = {}
+        self._sender_keys: list[tuple[str, str]] = []
+        self._relay_ids: dict[tuple[str | None, str | None], int] = {}
+        self._sender_recipients: Counter[int] = Counter()
+        self._awaited: Counter[int] = Counter()
+        # Bounces that the metric does not see.
+        self._unseen: Counter[str] = Counter()
+        self._unseen_pairs = DigestSet()
+        self._unseen_messages = DigestSet()
+        self._unseen_reasons: dict[tuple[str, str], _Tally] = {}
+        self._unseen_relays: dict[tuple[str | None, str | None], _Tally] = {}
+        self._unseen_awaited: dict[int, _Tally] = {}
+        # Refusals, deferrals, messages given up.
+        self._rejects: Counter[tuple[str, str, str]] = Counter()
+        self._refused = DigestSet()
+        self._deferral_lines = 0
+        self._deferred_messages = DigestSet()
+        self._deferral_codes: Counter[str] = Counter()
+        self._deferral_reasons: dict[tuple[str, str], _Tally] = {}
+        self._deferral_relays: Counter[tuple[str | None, str | None]] = Counter()
+        self._late: dict[int, dict[int, int]] = {}
+        self._expired: dict[int, int] = {}
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take events, in any order. Never raises on any content."""
+        parse, pattern = self._parser.parse, self._pattern
+        for event in events:
+            stream, timestamp, message, ingestion, event_id = event
+            line = parse(message, timestamp)
+            if not self._is_new(line, event):
+                continue
+            self._note_event(timestamp, ingestion)
+            task = self._streams.get(stream)
+            if task is None:
+                task = self._new_stream(stream)
+            task.seen(timestamp)
+            when = line.stamp
+            if when is None or not -_DAY_MS < when - timestamp < _DAY_MS:
+                when = timestamp
+            elif when < self._start - _SLACK_MS:
+                continue
+            record = line.record
+            if line.pid is not None:
+                self._mail_lines += 1
+                task.mail_lines += 1
+            if pattern in message:
+                self._metric_lines += 1
+                self._seconds[when // 1000] += 1
+            if type(record) is Delivery:
+                self._delivery(record, when, stream, message)
+            elif type(record) is Received:
+                self._received(record)
+            else:
+                self._other(record, when, task, stream, event_id, message)
+
+    def _is_new(self, line: Line, event: Event) -> bool:
+        """Whether the line was not taken before: by its text where that is unique, else by the event's id."""
+        if line.precise and line.pid is not None:
+            return self._same.add(hash(event.message))
+        if type(line.record) is Delivery and line.stamp is not None:
+            # A queue id, a process and a second: no process delivers the same message to the same people twice in one.
+            return self._same.add(hash(event.message))
+        if event.event_id:
+            return self._same.add(hash(event.event_id))
+        return True
+
+    def _note_event(self, timestamp: int, ingestion: int | None) -> None:
+        self._events += 1
+        if self._first is None or timestamp < self._first:
+            self._first = timestamp
+        if self._last is None or timestamp > self._last:
+            self._last = timestamp
+        if ingestion is not None:
+            if self._ingested is None or ingestion > self._ingested:
+                self._ingested = ingestion
+            if self._lag is None or ingestion - timestamp > self._lag:
+                self._lag = ingestion - timestamp
+
+    def _new_stream(self, stream: str) -> TaskLog:
+        task_id = stream.rpartition("/")[2]
+        task = self._tasks.setdefault(task_id, TaskLog())
+        self._streams[stream] = task
+        return task
+
+    def _minute(self, when: int) -> list[int]:
+        minute = when // 60_000
+        found = self._minutes.get(minute)
+        if found is None:
+            found = self._minutes[minute] = [0] * len(_MINUTE_FIELDS)
+        return found
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def _delivery(self, record: Delivery, when: int, stream: str, message: str) -> None:
+        outcome = record.outcome
+        if outcome == "bounced":
+            self._bounce(record, when, stream, message)
+            return
+        if outcome == "rejected":
+            # Refused by us at the end of the data; the line that says why is counted as the refusal.
+            return
+        to = record.to
+        count = to.count(",") + 1 if '"' not in to and "\\" not in to else len(split_recipients(to))
+        self._kinds[outcome] += 1
+        self._deliveries[outcome] += count
+        self._attempt(record, count, outcome == "sent")
+        if outcome == "sent":
+            self._minute(when)[_SENT] += count
+        elif outcome == "deferred":
+            self._minute(when)[_DEFERRED] += count
+            self._deferral(record, when, count)
+
+    def _attempt(self, record: Delivery, count: int, sent: bool) -> _Provider | None:
+        """Count an attempt for the provider that was spoken to; None for our own hosts and local delivery."""
+        relay = record.relay
+        if record.mailer in _LOCAL_MAILERS or relay in self._own:
+            return None
+        key = relay or _domain(record.to.rstrip(">"))
+        found = self._provider_of.get(key)
+        if found is None:
+            provider = self._classifier.providers.provider(relay, None if relay else key)
+            found = self._providers.setdefault(provider.name, _Provider(provider.name))
+            # The least of the names, so that the order of the lines does not show.
+            if provider.registrable and (found.mx is None or provider.registrable < found.mx):
+                found.mx = provider.registrable
+            if len(self._provider_of) >= _MAX_KEYS:
+                self._provider_of.clear()
+            self._provider_of[key] = found
+        found.attempts += count
+        if sent:
+            found.sent += count
+        self._domain_attempt(record.to, count)
+        return found
+
+    def _domain_attempt(self, to: str, count: int) -> None:
+        """Attempts by domain; sendmail puts one host's recipients, mostly of one domain, on a line."""
+        if count == 1:
+            domains = [_domain(to.rstrip(">"))]
+        else:
+            domains = [_domain(address) for address in split_recipients(to)][:count]
+        for domain in domains:
+            if domain in self._domain_attempts or len(self._domain_attempts) < _MAX_KEYS:
+                self._domain_attempts[domain] += 1
+
+    def _judge(self, record: Delivery, recipients: list[str]) -> _Judged:
+        """The reason of a failed delivery and the normal form of the words, cached by what they depend on."""
+        reply, stat = record.reply, record.stat
+        if recipients:
+            # Most answers repeat the address; without it, the same answer is the same text.
+            address = recipients[0]
+            if len(address) > 3:
+                reply = reply.replace(address, _SOMEONE) if reply else reply
+                stat = stat.replace(address, _SOMEONE)
+        key = (reply, stat, record.dsn, record.relay, record.mailer)
+        found = self._judged.get(key)
+        if found is None:
+            attempt = Attempt(
+                code=reply[:3] if reply and reply[:3].isdecimal() else None,
+                enhanced=record.dsn,
+                reply=reply,
+                stat=stat,
+                stage_hint=_stage(record),
+                relay=record.relay,
+                relay_ip=record.relay_ip,
+                mailer=record.mailer,
+                tier=self.tier,
+            )
+            found = self._remember(key, attempt, reply or stat)
+        return found
+
+    def _remember(self, key: tuple[str | None, ...], attempt: Attempt, words: str) -> _Judged:
+        judged = _Judged(self._classifier.classify(attempt), self._masker.text(self._classifier.normalise(words)))
+        if len(self._judged) >= _MAX_KEYS:
+            self._judged.clear()
+        self._judged[key] = judged
+        return judged
+
+    def _bounce(self, record: Delivery, when: int, stream: str, message: str) -> None:
+        recipients = record.recipients()
+        reason, text = self._judge(record, recipients)
+        dsn, relay = record.dsn, record.relay
+        own = relay in self._own
+        code = dsn or (record.reply or "")[:3] or "none"
+        self._kinds["bounced"] += 1
+        if dsn is not None and dsn[0] == "5":
+            self._bounced_lines += 1
+        self._mark(when)
+        minute = self._minute(when)
+        minute[_BOUNCED] += 1
+        queue_id = record.queue_id
+        message_digest = hash(queue_id)
+        fresh = [address for address in recipients if self._pairs.add(hash((queue_id, address.lower())))]
+        provider = self._attempt(record, len(fresh), False)
+        count = len(fresh)
+        minute[_RECIPIENTS] += count
+        self._deliveries["bounced"] += count
+        self._messages.add(message_digest)
+        self._tally(self._reasons, reason, message_digest, 1, count)
+        code_tally = self._codes.get(code) or self._codes.setdefault(code, _Tally())
+        code_tally.lines += 1
+        code_tally.recipients += count
+        if not count:
+            return
+        for address in fresh:
+            self._domains[_domain(address)] += 1
+        self._relays[relay, record.relay_ip] += count
+        if provider is not None:
+            provider.recipients += count
+            if self._message_keys.add(hash((message_digest, provider.name))):
+                provider.messages += 1
+        if own:
+            self._own_relays[relay or ""] += count
+            self._own_reasons[reason.id] += count
+        self._from_origin(message_digest, count)
+        self._reply(text, reason, provider.name if provider else LOCAL, code, count)
+        self._sample(reason, code, when, stream, message)
+        self._fail(fresh, record, reason, code, when)
+
+    def _tally(
+        self, table: dict[tuple[str, str], _Tally], reason: Reason, message: int, lines: int, recipients: int
+    ) -> None:
+        key = (reason.id, reason.fault)
+        found = table.get(key)
+        if found is None:
+            found = table[key] = _Tally()
+        found.lines += lines
+        found.recipients += recipients
+        if self._message_keys.add(hash((message, key, id(table)))):
+            found.messages += 1
+        if not reason.tells:
+            self._tells[key] = False
+
+    def _reply(self, text: str, reason: Reason, provider: str, code: str, count: int) -> None:
+        key = (text, reason.id, provider, code)
+        if key not in self._replies and len(self._replies) >= _MAX_REPLIES:
+            key = ("(more distinct replies than are kept)", reason.id, "", "")
+        self._replies[key] += count
+
+    def _sample(self, reason: Reason, code: str, when: int, stream: str, message: str) -> None:
+        """The earliest line of each reason and code."""
+        key = (reason.id, code)
+        held = self._samples.get(key)
+        if held is None or (when, message) < (held[0], held[2]):
+            self._samples[key] = (when, stream.rpartition("/")[2], message)
+
+    def _fail(self, addresses: list[str], record: Delivery, reason: Reason, code: str, when: int) -> None:
+        for address in addresses[: _MAX_FAILED - len(self.failed)]:
+            self.failed.append(
+                {
+                    "address": address,
+                    "tier": self.tier,
+                    "queue_id": record.queue_id,
+                    "reason": reason.id,
+                    "code": code,
+                    "reply": record.reply or record.stat,
+                    "time": format_rfc3339(when, milliseconds=True),
+                    "relay": record.relay,
+                    "sender_domain": None,
+                    "seen": "dsn",
+                }
+            )
+
+    def _mark(self, when: int) -> None:
+        if not self._span:
+            self._span = [when, when]
+        elif when < self._span[0]:
+            self._span[0] = when
+        elif when > self._span[1]:
+            self._span[1] = when
+
+    def _deferral(self, record: Delivery, when: int, count: int) -> None:
+        recipients = record.recipients()
+        reason = self._judge(record, recipients).reason
+        message = hash(record.queue_id)
+        self._deferral_lines += 1
+        self._deferred_messages.add(message)
+        self._deferral_codes[record.dsn or "none"] += 1
+        self._deferral_relays[record.relay, record.relay_ip] += 1
+        self._tally(self._deferral_reasons, reason, message, 1, count)
+        if "+" in record.delay:
+            # A day and more in the queue: the recipients that are given up, should it come to that.
+            held = self._late.setdefault(message, {})
+            for address in recipients:
+                digest = hash(address.lower())
+                held[digest] = max(when, held.get(digest, 0))
+
+    def _received(self, record: Received) -> None:
+        self._kinds["received"] += 1
+        digest = hash(record.queue_id)
+        sender = self._sender_id(record.sender)
+        relay = self._relay_id((record.relay, record.relay_ip))
+        if not self._origin.put(digest, sender << 16 | relay):
+            return
+        if digest in self._awaited:
+            self._sender_recipients[sender] += self._awaited.pop(digest)
+        if digest in self._unseen_awaited:
+            self._unseen_from((record.relay, record.relay_ip), self._unseen_awaited.pop(digest))
+
+    def _sender_id(self, sender: str) -> int:
+        found = self._senders.get(sender)
+        if found is None:
+            domain = _domain(sender) if sender else "<>"
+            if len(self._senders) >= _MAX_SENDERS:
+                sender = f"(other senders of {domain})"
+                found = self._senders.get(sender)
+                if found is not None:
+                    return found
+                if len(self._senders) >= 2 * _MAX_SENDERS:
+                    sender, domain = "(other senders)", "(other domains)"
+                    found = self._senders.get(sender)
+                    if found is not None:
+                        return found
+            found = self._senders[sender] = len(self._sender_keys)
+            self._sender_keys.append((sender, domain))
+        return found
+
+    def _relay_id(self, relay: tuple[str | None, str | None]) -> int:
+        """A small number for a relay; 0 stands for all beyond 65,000 of them."""
+        found = self._relay_ids.get(relay)
+        if found is None:
+            if len(self._relay_ids) >= 65_000:
+                return 0
+            found = self._relay_ids[relay] = len(self._relay_ids) + 1
+        return found
+
+    def _from_origin(self, message: int, count: int) -> None:
+        origin = self._origin.get(message)
+        if origin is None:
+            self._awaited[message] += count
+        else:
+            self._sender_recipients[origin >> 16] += count
+
+    def _other(self, record: Record, when: int, task: TaskLog, stream: str, event_id: str, message: str) -> None:
+        if isinstance(record, Other):
+            if record.kind == "cut":
+                self._kinds["cut"] += 1
+            else:
+                task.add(record, when, event_id)
+        elif isinstance(record, Notice):
+            self._notice(record, when)
+        elif isinstance(record, Rejection):
+            self._rejection(record, when, stream, message)
+
+    def _notice(self, record: Notice, when: int) -> None:
+        self._kinds["notice"] += 1
+        digest = hash(record.queue_id)
+        if record.expired:
+            self._expired[digest] = max(when, self._expired.get(digest, 0))
+        elif record.kind in ("dsn", "return") and not record.text.startswith(("Return receipt", "Relayed", "Warning")):
+            # Usually the `to=` line says it too. At LogLevel 6, for a user that moved and for too many hops only this does.
+            held = self._noticed.get(digest)
+            if held is None or (when, record.text) < held:
+                self._noticed[digest] = (when, record.text)
+
+    def _rejection(self, record: Rejection, when: int, stream: str, message: str) -> None:
+        self._kinds["reject"] += 1
+        digest = hash(record.queue_id)
+        if record.kind == "too_many_recipients" and not self._refused.add(digest):
+            return
+        words = record.reply
+        code = words[:3] if words[:3].isdecimal() else None
+        enhanced = words[4:].partition(" ")[0] if code else ""
+        enhanced = enhanced if enhanced.count(".") == 2 else ""
+        if record.address and len(record.address) > 3:
+            words = words.replace(record.address, _SOMEONE)
+        key = ("reject", words, record.kind, record.stage)
+        judged = self._judged.get(key)
+        if judged is None:
+            attempt = Attempt(
+                code=code, enhanced=enhanced or None, reply=words if code else None, stat="" if code else words,
+                stage_hint="local" if record.kind in ("milter_down", "syserr") else record.stage, tier=self.tier,
+            )  # fmt: skip
+            judged = self._remember(key, attempt, words)
+        self._deliveries["rejected"] += 1
+        self._minute(when)[_REJECTED] += 1
+        reject = (judged.reason.id, enhanced or code or "none", judged.text)
+        if reject not in self._rejects and len(self._rejects) >= _MAX_REPLIES:
+            reject = (judged.reason.id, enhanced or code or "none", "(more distinct texts than are kept)")
+        self._rejects[reject] += 1
+        if self._inner and record.stage == "rcpt" and (code is None or code[0] == "5") and record.queue_id:
+            self._bounce_unseen(record, judged.reason, enhanced or code or "none", when, stream, message)
+
+    def _bounce_unseen(
+        self, record: Rejection, reason: Reason, code: str, when: int, stream: str, message: str
+    ) -> None:
+        """A refusal of what another tier of ours relayed: a bounce there, whose line may not exist."""
+        kind = record.kind
+        if kind == "ruleset" and record.reply.startswith("553 5.3.0"):
+            kind = "reject_553"
+        elif kind != "user_unknown":
+            kind = "other_reject"
+        digest = hash(record.queue_id)
+        address = record.address or ""
+        fresh = int(self._unseen_pairs.add(hash((record.queue_id, address.lower()))))
+        self._unseen[kind] += 1
+        self._unseen_messages.add(digest)
+        self._minute(when)[_UNSEEN] += fresh
+        self._tally(self._unseen_reasons, reason, digest, 1, fresh)
+        self._sample(reason, code, when, stream, message)
+        if fresh and len(self.failed) < _MAX_FAILED:
+            self.failed.append(
+                {
+                    "address": address, "tier": self.tier, "queue_id": record.queue_id, "reason": reason.id,
+                    "code": code, "reply": record.reply, "time": format_rfc3339(when, milliseconds=True),
+                    "relay": record.relay, "sender_domain": None,
+                    "seen": "user_unknown" if kind == "user_unknown" else "reject",
+                }
+            )  # fmt: skip
+        one = _Tally()
+        one.lines, one.recipients = 1, fresh
+        if record.relay or record.relay_ip:
+            self._unseen_from((record.relay, record.relay_ip), one)
+            return
+        origin = self._origin.get(digest)
+        if origin is not None:
+            self._unseen_from(self._relay_of(origin & 0xFFFF), one)
+            return
+        held = self._unseen_awaited.setdefault(digest, _Tally())
+        held.lines += one.lines
+        held.recipients += one.recipients
+
+    def _unseen_from(self, relay: tuple[str | None, str | None], more: _Tally) -> None:
+        held = self._unseen_relays.setdefault(relay, _Tally())
+        held.lines += more.lines
+        held.recipients += more.recipients
+
+    def _relay_of(self, number: int) -> tuple[str | None, str | None]:
+        for relay, known in self._relay_ids.items():
+            if known == number:
+                return relay
+        return _NO_RELAY
+
+    # -- result --------------------------------------------------------------------------------------------------------
+
+    def result(self, status: str, reasons: list[str]) -> dict[str, Any]:
+        """The tier's section of the facts.
+
+        Args:
+            status: `complete` or `partial`: whether the whole window was read.
+            reasons: why not, one sentence each.
+        """
+        self._settle_notices()
+        expired = self._settle_expired()
+        self._name_senders()
+        return {
+            "tier": self.tier,
+            "log_group": self.log_group,
+            "coverage": self._coverage(status, reasons),
+            "deliveries": {
+                "sent": self._deliveries["sent"],
+                "deferred": self._deliveries["deferred"],
+                "bounced": self._deliveries["bounced"],
+                "rejected": self._deliveries["rejected"],
+                "expired": expired,
+            },
+            "bounces": self._bounces(),
+            "unseen": self._unseen_section(),
+            "rejects": [
+                {"reason": reason, "code": code, "text": text, "lines": lines}
+                for (reason, code, text), lines in _top(self._rejects)
+            ],
+            "deferrals": {
+                "lines": self._deferral_lines,
+                "messages": len(self._deferred_messages),
+                "codes": [
+                    {"code": code, "lines": lines, "text": self._classifier.code_text(code) if code != "none" else None}
+                    for code, lines in _top(self._deferral_codes)
+                ],
+                "reasons": self._reason_rows(self._deferral_reasons),
+                "relays": [
+                    {"relay": relay, "ip": address, "lines": lines}
+                    for (relay, address), lines in _top(self._deferral_relays)
+                ],
+            },
+            "timeline": [
+                {"minute": format_rfc3339(minute * 60_000), **dict(zip(_MINUTE_FIELDS, counts, strict=True))}
+                for minute, counts in sorted(self._minutes.items())
+            ],
+            "tasks": {task: log.facts(self._masker) for task, log in sorted(self._tasks.items())},
+        }
+
+    def _settle_notices(self) -> None:
+        """Messages of which only the notification tells that they bounced: one recipient each is sure."""
+        for digest, (when, text) in sorted(self._noticed.items(), key=lambda item: item[1]):
+            if digest in self._messages or digest in self._expired:
+                continue
+            self._messages.add(digest)
+            key: tuple[str | None, ...] = ("notice", text)
+            judged = self._judged.get(key) or self._remember(key, Attempt(stat=text, tier=self.tier), text)
+            self._deliveries["bounced"] += 1
+            self._minute(when)[_RECIPIENTS] += 1
+            self._mark(when)
+            self._tally(self._reasons, judged.reason, digest, 0, 1)
+            self._domains[LOCAL if self._inner else "(not logged)"] += 1
+            self._from_origin(digest, 1)
+            self._reply(judged.text, judged.reason, LOCAL, "none", 1)
+        self._noticed.clear()
+
+    def _settle_expired(self) -> int:
+        """Recipients given up: those whose last deferral was just before; one where no line names them."""
+        total = 0
+        for digest, when in self._expired.items():
+            late = self._late.get(digest, {})
+            total += max(1, sum(1 for last in late.values() if when - _EXPIRY_MS <= last <= when + 1000))
+        return total
+
+    def _name_senders(self) -> None:
+        for row in self.failed:
+            if row["sender_domain"] is None:
+                origin = self._origin.get(hash(row["queue_id"]))
+                if origin is not None:
+                    row["sender_domain"] = self._sender_keys[origin >> 16][1]
+                    if row["relay"] is None and row["seen"] == "user_unknown":
+                        row["relay"] = self._relay_of(origin & 0xFFFF)[0]
+        self.failed.sort(key=lambda row: (row["time"], row["queue_id"], row["address"]))
+
+    def _coverage(self, status: str, reasons: list[str]) -> dict[str, Any]:
+        level = max((needed for kind, needed in _LEVELS.items() if self._kinds[kind]), default=None)
+        return {
+            "status": status,
+            "reasons": reasons,
+            "log_group_exists": True,
+            "events": self._events,
+            "mail_lines": self._mail_lines,
+            "cut_lines": self._kinds["cut"],
+            "first_event": _time(self._first),
+            "last_event": _time(self._last),
+            "last_ingested": _time(self._ingested),
+            "max_lag_seconds": None if self._lag is None else round(max(self._lag, 0) / 1000, 3),
+            "blind": self._blind(level),
+            "log_level": {"value": None, "source": "inferred" if level else None, "at_least": level},
+        }
+
+    def _blind(self, level: int | None) -> bool | None:
+        """False: a bounce would be seen. True: there is traffic and no line of its fate. None: nothing shows either."""
+        if level is not None and level >= _LEVELS["bounced"]:
+            return False
+        signed = any(task.signed_messages for task in self._tasks.values())
+        if self._kinds["received"] or self._kinds["notice"] or signed:
+            return True
+        return None
+
+    def _bounces(self) -> dict[str, Any]:
+        recipients = self._deliveries["bounced"]
+        attempts = sum(provider.attempts for provider in self._providers.values())
+        return {
+            "lines": self._metric_lines,
+            "bounced_lines": self._bounced_lines,
+            "messages": len(self._messages),
+            "recipients": recipients,
+            "peak": self._peak(),
+            "first": _time(self._span[0] if self._span else None),
+            "last": _time(self._span[1] if self._span else None),
+            "ongoing_lines_last_10m": sum(
+                count for second, count in self._seconds.items() if second * 1000 >= self._end - 600_000
+            ),
+            "codes": [
+                {
+                    "code": code,
+                    "lines": tally.lines,
+                    "recipients": tally.recipients,
+                    "text": self._classifier.code_text(code) if code.count(".") == 2 else None,
+                }
+                for code, tally in sorted(self._codes.items(), key=lambda item: (-item[1].recipients, item[0]))[:_TOP]
+            ],
+            "reasons": self._reason_rows(self._reasons),
+            "providers": [
+                {
+                    "provider": provider.name,
+                    "mx": provider.mx,
+                    "recipients": provider.recipients,
+                    "messages": provider.messages,
+                    "attempts": provider.attempts,
+                    "sent": provider.sent,
+                    "share_of_bounces": round(provider.recipients / recipients, 4) if recipients else None,
+                    "share_of_attempts": round(provider.attempts / attempts, 4) if attempts else None,
+                }
+                for provider in sorted(self._providers.values(), key=_provider_order)[:_TOP]
+            ],
+            "domains": [
+                {"domain": domain, "recipients": count, "attempts": self._domain_attempts.get(domain)}
+                for domain, count in _top(self._domains)
+            ],
+            "sender_domains": self._sender_domains(),
+            "senders": [
+                {"sender": self._masked_sender(number), "recipients": count}
+                for number, count in _top(self._sender_recipients)
+            ],
+            "relays": [
+                {"relay": relay, "ip": address, "recipients": count} for (relay, address), count in _top(self._relays)
+            ],
+            "replies": [
+                {"text": text, "reason": reason, "provider": provider, "recipients": count, "code": code}
+                for (text, reason, provider, code), count in _top(self._replies)
+            ],
+            "samples": self._sample_rows(),
+            "own_host": {
+                "recipients": sum(self._own_relays.values()),
+                "relay": next((relay for relay, _ in _top(self._own_relays)), None),
+                "reasons": [{"reason": reason, "recipients": count} for reason, count in _top(self._own_reasons)],
+            },
+        }
+
+    def _peak(self) -> dict[str, Any]:
+        """The largest count of the metric's lines in any 30 minutes, to the second; the earliest of equals."""
+        best, best_start = 0, None
+        seconds = sorted(self._seconds)
+        inside, tail = 0, 0
+        for second in seconds:
+            inside += self._seconds[second]
+            while seconds[tail] <= second - PEAK_MINUTES * 60:
+                inside -= self._seconds[seconds[tail]]
+                tail += 1
+            if inside > best:
+                best, best_start = inside, seconds[tail]
+        start = None if best_start is None else best_start * 1000
+        return {
+            "lines": best,
+            "start": _time(start),
+            "end": _time(None if start is None else start + PEAK_MINUTES * 60_000),
+            "minutes": PEAK_MINUTES,
+        }
+
+    def _reason_rows(self, table: dict[tuple[str, str], _Tally]) -> list[dict[str, Any]]:
+        rows = [
+            {
+                "reason": key[0],
+                "fault": key[1],
+                "recipients": tally.recipients,
+                "messages": tally.messages,
+                "lines": tally.lines,
+                "tells": self._tells.get(key, True),
+            }
+            for key, tally in table.items()
+        ]
+        return sorted(rows, key=lambda row: (-int(str(row["recipients"])), str(row["reason"]), str(row["fault"])))
+
+    def _sender_domains(self) -> list[dict[str, Any]]:
+        domains: Counter[str] = Counter()
+        for number, count in self._sender_recipients.items():
+            domains[self._sender_keys[number][1]] += count
+        if self._awaited:
+            domains["(not logged)"] += sum(self._awaited.values())
+        return [{"domain": domain, "recipients": count} for domain, count in _top(domains)]
+
+    def _masked_sender(self, number: int) -> str:
+        sender = self._sender_keys[number][0]
+        if not sender:
+            return "<>"
+        return sender if sender.startswith("(") else self._masker.address(sender)
+
+    def _sample_rows(self) -> list[dict[str, str]]:
+        held = sorted(self._samples.values())[: self._max_samples]
+        rows = []
+        for when, task, message in held:
+            record = self._parser.parse(message, when).record
+            known = record.recipients() if isinstance(record, Delivery) else []
+            rows.append({"time": format_rfc3339(when), "task": task, "line": self._masker.text(message, known)})
+        return rows
+
+    def _unseen_section(self) -> dict[str, Any]:
+        relays = dict(self._unseen_relays)
+        if self._unseen_awaited:
+            unknown = _Tally()
+            for tally in self._unseen_awaited.values():
+                unknown.lines += tally.lines
+                unknown.recipients += tally.recipients
+            relays[_NO_RELAY] = unknown
+        rows = [
+            {"relay": relay, "ip": address, "lines": tally.lines, "recipients": tally.recipients}
+            for (relay, address), tally in relays.items()
+        ]
+        return {
+            "lines": sum(self._unseen.values()),
+            "messages": len(self._unseen_messages),
+            "recipients": len(self._unseen_pairs),
+            "by_relay": sorted(rows, key=lambda row: (-int(str(row["recipients"])), str(row["relay"]), str(row["ip"]))),
+            "reasons": self._reason_rows(self._unseen_reasons),
+            "kinds": {kind: self._unseen[kind] for kind in ("reject_553", "user_unknown", "other_reject")},
+        }
+
+
+def unavailable_tier(tier: str, log_group: str, reasons: list[str], *, exists: bool | None) -> dict[str, Any]:
+    """The section of a tier whose log group could not be read: every number is unknown."""
+    return {
+        "tier": tier,
+        "log_group": log_group,
+        "coverage": {
+            "status": "unavailable", "reasons": reasons, "log_group_exists": exists, "events": None,
+            "mail_lines": None, "cut_lines": None, "first_event": None, "last_event": None, "last_ingested": None,
+            "max_lag_seconds": None, "blind": None, "log_level": {"value": None, "source": None, "at_least": None},
+        },
+        "deliveries": dict.fromkeys(("sent", "deferred", "bounced", "rejected", "expired")),
+        "bounces": {
+            "lines": None, "bounced_lines": None, "messages": None, "recipients": None,
+            "peak": {"lines": None, "start": None, "end": None, "minutes": PEAK_MINUTES},
+            "first": None, "last": None, "ongoing_lines_last_10m": None, "codes": [], "reasons": [], "providers": [],
+            "domains": [], "sender_domains": [], "senders": [], "relays": [], "replies": [], "samples": [],
+            "own_host": {"recipients": None, "relay": None, "reasons": []},
+        },
+        "unseen": {
+            "lines": None, "messages": None, "recipients": None, "by_relay": [], "reasons": [],
+            "kinds": dict.fromkeys(("reject_553", "user_unknown", "other_reject")),
+        },
+        "rejects": [],
+        "deferrals": {"lines": None, "messages": None, "codes": [], "reasons": [], "relays": []},
+        "timeline": [],
+        "tasks": {},
+    }  # fmt: skip
+
+
+def _domain(address: str) -> str:
+    """The domain of an address in lower case; `(local)` for a bare user, a file or a program."""
+    return address.rpartition("@")[2].rstrip(".").lower() if "@" in address else LOCAL
+
+
+def _stage(record: Delivery) -> str | None:
+    """Where an attempt failed, as far as its fields tell."""
+    stat = record.stat
+    if record.reply is not None:
+        return None
+    if record.mailer in _LOCAL_MAILERS:
+        return "local"
+    if stat == "queued" or stat.startswith(("Host unknown", "Deferred: Name server")):
+        return "dns"
+    if stat.startswith(("Deferred: Connection", "Deferred: No route", "Deferred: Network")) or stat.endswith(
+        ("No route to host", "Network is unreachable", "Operation timed out")
+    ):
+        return "connect"
+    return None
+
+
+def _top(counts: Counter[Any]) -> list[tuple[Any, int]]:
+    """The largest counts first, equals in the order of their keys: the order of the input does not show."""
+    return sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))[:_TOP]
+
+
+def _provider_order(provider: _Provider) -> tuple[int, int, str]:
+    return -provider.recipients, -provider.attempts, provider.name
+
+
+def _time(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else format_rfc3339(milliseconds)
