@@ -15,9 +15,9 @@ lost. So the script puts both streams of the command into ASCII and says how it 
   it is known to be incomplete.
 - A time limit ends the command's whole process group, also when the terminal goes away.
 
-The script writes no file, starts nothing that outlives it, and needs sh, ``od``, ``tr``, ``sleep``; it uses
-``base64``, ``setsid`` or GNU ``timeout``, ``tee`` and ``wc`` where they exist. It is quoted with single quotes only, since
-the agent's parser is not quite a shell's.
+The script writes no file, starts nothing that outlives it, and needs sh, ``head``, ``od``, ``tr``, ``sleep``; it uses
+``base64``, ``setsid`` or GNU ``timeout``, ``tee`` and ``wc`` where they exist. It is quoted with single quotes only,
+since the agent's parser is not quite a shell's.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _MARK_LIMIT: Final = 512
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_LINE: Final = re.compile(r"#!\s*(\S+)(?:\s+(.*?))?\s*")
 
-# The two halves of the nonce meet only in the container. s says a mark, h asks whether a tool is there, q stops the echo
-# (the terminal still edits lines: bash's read would take more than a line from a raw one), d undoes the armour.
+# The two halves of the nonce meet only in the container. s says a mark, h asks whether a tool is there, q stops the
+# echo (the terminal still edits lines: bash's read would take more than a line from a raw one), d undoes the armour.
 _HEAD: Final = r"""exec 6<&0 4>&1 2>/dev/null
 N=%(first)s;N=${N}%(second)s
 s(){ printf "\n{%%s %%s}\n" $N "$*";}
@@ -70,11 +70,15 @@ _BODY: Final = r"""m=
 for t in od tr sleep;do h $t||m="$m $t";done
 %(needs)s[ "$(od -Ad -v -tx1</dev/null)" ]||m="$m od(with-A-and-t)"
 [ "$m" ]&&{ s missing$m;exit;}
-if base64 -w 0</dev/null;then w=base64;b(){ base64 -w 0;};elif h base64;then w=base64;b(){ base64;};else w=hex;b(){ od -Ad -v -tx1;};fi
+if base64 -w 0</dev/null;then w=base64;b(){ base64 -w 0;}
+elif h base64;then w=base64;b(){ base64;}
+else w=hex;b(){ od -Ad -v -tx1;};fi
 O(){ b>&4;echo o$?>&5;}
 if [ $w = base64 ]&&h tee&&h wc&&[ -e /dev/fd/0 ];then K(){ { tee /dev/fd/8|O;} 8>&1|wc -c>&5;};else K(){ O;};fi
 E(){ od -Ad -v -tx1|tr "0-9a-f \n" "%(punctuation)s">&4;echo e$?>&5;}
-if h setsid;then G=setsid g=- P=\$\$;elif timeout --foreground 0 true;then G="timeout 0" g=- P=\$PPID;else G= g= P=\$\$;fi
+if h setsid;then G=setsid g=- P=\$\$
+elif timeout --foreground 0 true;then G="timeout 0" g=- P=\$PPID
+else G= g= P=\$\$;fi
 X(){
 (exec 2>&3 3>&- 4>&- 5>&- 6<&-
 %(prepare)sexec $G sh -c "echo $P>&7;exec 7>&-;exec \"\$@\"" sh %(argv)s)
@@ -303,9 +307,9 @@ class Piece:
 class Reader:
     """Read what the script prints, piece by piece.
 
-    Set in the course of it: ``wants`` ("script" or "stdin" as soon as the container asks for it; the caller clears it),
-    ``armour`` (how it wants it), ``missing`` (tools without which it gave up), ``group`` (what keeps the processes together,
-    "none" when only the command itself can be ended), ``ending``.
+    Set in the course of it: ``wants`` ("script" or "stdin" as soon as the container asks for it; the caller clears
+    it), ``armour`` (how it wants it), ``missing`` (tools without which it gave up), ``group`` (what keeps the
+    processes together, "none" when only the command itself can be ended), ``started``, ``ending``.
     """
 
     def __init__(self, nonce: bytes) -> None:

@@ -65,7 +65,10 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The gateway's channel_closed; an empty message is its normal form, which proves nothing about the command."""
+    """The gateway's channel_closed; an empty message is its normal form, which proves nothing about the command.
+
+    Nothing orders it behind output that is still missing, so frames that come after it are taken as well.
+    """
 
     message: str
 
@@ -103,7 +106,6 @@ class DataChannel:
         self._handshaking = False
         self._refused = 0
         self._rtt, self._variation, self._timeout = 0.1, 0.0, 0.2
-        self.closed = False
 
     def opening(self) -> str:
         """Return the text message that has to precede everything else."""
@@ -116,11 +118,6 @@ class DataChannel:
                 "ClientVersion": CLIENT_VERSION,
             }
         )
-
-    @property
-    def has_gap(self) -> bool:
-        """Whether output is held back because an earlier frame has not come."""
-        return bool(self._early)
 
     @property
     def input_room(self) -> int:
@@ -143,7 +140,7 @@ class DataChannel:
         """
         now = self._clock()
         self._check_patience(now)
-        if self._paused_since is None and not self.closed:
+        if self._paused_since is None:
             self._fill_window(now)
             self._resend_overdue(now)
         due = list(self._outbox)
@@ -165,11 +162,8 @@ class DataChannel:
         A frame that is no frame is refused by itself; MAX_REFUSED of them raise ChannelError, as does a hand-shake
         that cannot succeed.
         """
-        if self.closed:
-            return []
         try:
-            frame = frames.decode(message)
-            return self._dispatch(frame)
+            return self._dispatch(frames.decode(message))
         except FrameError as exc:
             self._refused += 1
             if self._refused >= MAX_REFUSED:
@@ -188,7 +182,6 @@ class DataChannel:
         elif frame.message_type == frames.START:
             self._paused_since = None
         elif frame.message_type == frames.CHANNEL_CLOSED:
-            self.closed = True
             return [Closed(_closing_words(frame.payload))]
         return []
 
@@ -313,8 +306,8 @@ class DataChannel:
 
 def _encryption_required() -> EncryptionRequired:
     return EncryptionRequired(
-        "The cluster encrypts its exec sessions with a KMS key (executeCommandConfiguration.kmsKeyId), which this client"
-        " does not support."
+        "The cluster encrypts its exec sessions with a KMS key (executeCommandConfiguration.kmsKeyId), which this"
+        " client does not support."
     )
 
 

@@ -104,9 +104,7 @@ class Session:
     def __repr__(self) -> str:
         return "Session()"
 
-    async def open(
-        self, *, sign: Signer | None, environment: Mapping[str, str], ca_bundle: str | None = None
-    ) -> None:
+    async def open(self, *, sign: Signer | None, environment: Mapping[str, str], ca_bundle: str | None = None) -> None:
         """Connect, upgrade with signed headers, and send the opening message; raise NotReachable."""
         host = urlsplit(self._url).hostname or ""
         target = signing_url(self._url)

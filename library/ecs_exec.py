@@ -1,0 +1,528 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ecs_exec
+short_description: Run a command in ECS containers and get back exactly what it wrote
+description:
+  - Runs a command or script in containers of running ECS tasks through ECS Exec, many at once, and returns for each
+    one its standard output, standard error and exit status.
+  - Needs neither the AWS CLI nor the Session Manager plugin. It speaks the Session Manager data channel itself and
+    gives what a terminal can't, which is both streams apart, every byte as it was written, and the command's own exit
+    status.
+  - Tells apart how it ended. C(completed) means that the command ended by itself and its output is whole, whatever its
+    status; C(timed_out) that it was ended in the container at O(timeout); C(session_broke) that its end was not seen,
+    so that nobody knows how it ended; C(unreachable) that it never started, with the reason.
+  - Writes nothing in the container and starts nothing that outlives the call. Output passes as text through the
+    container's C(od), C(tr) and C(base64).
+author: The cabalmail-runbooks authors
+version_added: "0.1.0"
+requirements:
+  - websockets >= 15
+options:
+  cluster:
+    description: Name or ARN of the ECS cluster.
+    type: str
+    required: true
+  services:
+    description: Run in the tasks of these services. The results stand in this order.
+    type: list
+    elements: str
+  tasks:
+    description: Run in these tasks, given by id or ARN. The results stand in this order.
+    type: list
+    elements: str
+  family:
+    description: Run in the running tasks of this task definition family.
+    type: str
+  tasks_wanted:
+    description:
+      - In how many of these tasks to run. C(all), C(any) for one, or a number.
+      - With C(any) or a number a task that can't be reached is replaced by the next one while there is one.
+    type: str
+    default: all
+  container:
+    description: Name of the container. Needed only where a task has more than one.
+    type: str
+  argv:
+    description: The command as a list, started without a shell.
+    type: list
+    elements: str
+  command:
+    description: The command as a line for the container's C(sh), so variables, pipes and patterns work.
+    type: str
+  script:
+    description:
+      - Text of a script, of any length. It runs from a pipe and never becomes a file in the container.
+      - C(sh) runs it, or what its first line names, as in C(#!/usr/bin/env python3).
+      - A script too long for ECS's command is sent as input, so that it stays out of CloudTrail and process lists.
+    type: str
+  script_file:
+    description: Path of a script on this side, sent as O(script) is.
+    type: path
+  script_args:
+    description: Arguments of O(script) or O(script_file).
+    type: list
+    elements: str
+    default: []
+  stdin_file:
+    description:
+      - File on this side whose bytes become the command's standard input, which is empty otherwise.
+      - The way for secrets, which would stand in CloudTrail if they were part of the command. The container needs
+        C(stty).
+    type: path
+  environment:
+    description: Variables for the command. They are part of it as far as CloudTrail is concerned, so not for secrets.
+    type: dict
+    default: {}
+  chdir:
+    description: Directory in the container to start in.
+    type: str
+  timeout:
+    description:
+      - Seconds that the command may run in the container. Then its process group gets SIGTERM and, two seconds later,
+        SIGKILL; what it wrote until then is returned.
+      - An idle session is cut by AWS after 20 minutes; the command is ended at O(timeout) all the same.
+    type: float
+    default: 60
+  max_output:
+    description:
+      - Bytes of output, both streams together, that one task may send. More ends the session as C(session_broke).
+      - 8388608 (8 MiB) by default; unlimited by default with O(dest), which costs no memory.
+    type: int
+  max_parallel:
+    description: How many sessions run at once.
+    type: int
+    default: 20
+  dest:
+    description:
+      - Existing directory on this side where each task's standard output goes as C(<task id>.out), mode 0600, byte for
+        byte. Meant for what is large or private.
+      - A file stands there only when it is whole.
+    type: path
+  read_only:
+    description: Says that the command changes nothing. It then runs in check mode too, and C(changed) is false.
+    type: bool
+    default: false
+  fail_on_unreachable:
+    description: Fail when the command did not end by itself in every task wanted.
+    type: bool
+    default: false
+  deadline:
+    description:
+      - Seconds that the whole call may take, sessions that wait for their turn included. No limit by default.
+    type: float
+extends_documentation_fragment:
+  - amazon.aws.common.modules
+  - amazon.aws.region.modules
+  - amazon.aws.boto3
+  - cabalmail.aws
+attributes:
+  check_mode:
+    support: partial
+    description: Runs only with O(read_only=true); otherwise says what it would run and where.
+notes:
+  - An exit status other than 0 does not fail the task, since one of many containers must not hide the others. Say what
+    a failure is with C(failed_when), as the examples do.
+  - The caller needs C(ecs:ExecuteCommand), C(ecs:DescribeTasks), C(ecs:ListTasks), and C(ssm:TerminateSession) to end
+    sessions at once. C(ecs:DescribeTaskDefinition) makes the reasons better.
+  - Proxies are taken from C(HTTPS_PROXY) and C(NO_PROXY), certificate authorities from O(aws_ca_bundle),
+    C(AWS_CA_BUNDLE), C(REQUESTS_CA_BUNDLE) or C(SSL_CERT_FILE).
+  - Clusters whose sessions are encrypted with a KMS key are not supported yet and are reported as such.
+  - An option marked as secret by Ansible (O(secret_key) for example) is replaced wherever its value appears in a
+    result. RV(results[].stdout_b64) and O(dest) don't suffer from that.
+"""
+
+EXAMPLES = r"""
+- name: Ask every mail container how long its queue is
+  ecs_exec:
+    cluster: cabal-mail
+    services: [cabal-imap, cabal-smtp-in, cabal-smtp-out]
+    argv: [mailq, -Ac]
+    timeout: 20
+    read_only: true
+  register: queues
+  # An unknown status (null) is not 0 either.
+  failed_when: queues.results | rejectattr('rc', 'eq', 0) | list | length > 0
+
+- name: Show them
+  ansible.builtin.debug:
+    msg: "{{ item.service }} {{ item.task }}: {{ item.stdout }}"
+  loop: "{{ queues.results }}"
+  loop_control:
+    label: "{{ item.task }}"
+
+- name: Run a local script in one task, whichever can be reached
+  ecs_exec:
+    cluster: cabal-mail
+    services: [cabal-imap]
+    tasks_wanted: any
+    script_file: files/probe.sh
+    script_args: [/etc/mail]
+    read_only: true
+
+- name: Fetch a large file, byte for byte
+  ecs_exec:
+    cluster: cabal-mail
+    tasks: [0123456789abcdef0123456789abcdef]
+    argv: [cat, /var/log/maillog]
+    dest: /tmp/logs
+    timeout: 300
+    read_only: true
+
+- name: Hand a secret to a command without it standing in any log
+  ecs_exec:
+    cluster: cabal-mail
+    services: [cabal-smtp-out]
+    command: install -m 0600 /dev/stdin /etc/opendkim/keys/cabal
+    stdin_file: "{{ key_file }}"
+    fail_on_unreachable: true
+"""
+
+RETURN = r"""
+status:
+  description: C(complete) when the command ended by itself in all tasks wanted, C(partial) in some, C(unavailable)
+    in none.
+  returned: always
+  type: str
+  sample: complete
+reasons:
+  description: One sentence for each task where it did not, and for each service without a task. Empty when complete.
+  returned: always
+  type: list
+  elements: str
+would_run_in:
+  description: The tasks in which the command would run.
+  returned: in check mode without O(read_only)
+  type: list
+  elements: str
+results:
+  description: One entry a task, in a stable order, tasks that can't be reached included.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    task:
+      description: Id of the task.
+      type: str
+      returned: always
+      sample: 0123456789abcdef0123456789abcdef
+    task_arn:
+      description: ARN of the task.
+      type: str
+      returned: always
+    service:
+      description: Service that started the task; null when none did.
+      type: str
+      returned: always
+      sample: cabal-imap
+    family:
+      description: Task definition family.
+      type: str
+      returned: always
+      sample: imap
+    container:
+      description: Name of the container.
+      type: str
+      returned: always
+      sample: imap
+    zone:
+      description: Availability zone.
+      type: str
+      returned: always
+      sample: us-east-1a
+    ip:
+      description: Private IPv4 address.
+      type: str
+      returned: always
+      sample: 10.0.2.45
+    started_at:
+      description: When the task started, RFC 3339.
+      type: str
+      returned: always
+      sample: '2026-11-24T21:53:14Z'
+    task_definition:
+      description: ARN of the task definition.
+      type: str
+      returned: always
+    outcome:
+      description: C(completed), C(timed_out), C(session_broke) or C(unreachable).
+      type: str
+      returned: always
+      sample: completed
+    reason:
+      description: Why it is not C(completed), in one sentence; null otherwise.
+      type: str
+      returned: always
+    rc:
+      description: The command's exit status, 128 and the signal's number when a signal ended it. Null when not known.
+      type: int
+      returned: always
+      sample: 0
+    stdout:
+      description: Standard output as UTF-8, other bytes replaced. Null when not known to be whole, and when it is in
+        RV(results[].dest).
+      type: str
+      returned: always
+    stdout_b64:
+      description: The bytes of standard output in base64. Null where RV(results[].stdout) is.
+      type: str
+      returned: always
+    stderr:
+      description: Standard error as UTF-8, other bytes replaced. Null when not known to be whole.
+      type: str
+      returned: always
+    dest:
+      description: File that holds standard output; null without O(dest) and when it is not whole.
+      type: str
+      returned: always
+    seconds:
+      description: How long this session took.
+      type: float
+      returned: always
+      sample: 1.4
+"""
+
+import base64
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ansible.module_utils.aws_support import aws_module, client, explain
+from ansible.module_utils.cabalmail.time import format_rfc3339
+from ansible.module_utils.ecs_exec import wrapper
+from ansible.module_utils.ecs_exec.aws import Aws
+from ansible.module_utils.ecs_exec.runner import Outcome, Plan, run
+from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
+from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
+
+DEFAULT_MAX_OUTPUT = 8 * 1024 * 1024
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "cluster": {"type": "str", "required": True},
+    "services": {"type": "list", "elements": "str"},
+    "tasks": {"type": "list", "elements": "str"},
+    "family": {"type": "str"},
+    "tasks_wanted": {"type": "str", "default": "all"},
+    "container": {"type": "str"},
+    "argv": {"type": "list", "elements": "str"},
+    "command": {"type": "str"},
+    "script": {"type": "str"},
+    "script_file": {"type": "path"},
+    "script_args": {"type": "list", "elements": "str", "default": []},
+    "stdin_file": {"type": "path"},
+    "environment": {"type": "dict", "default": {}},
+    "chdir": {"type": "str"},
+    "timeout": {"type": "float", "default": 60.0},
+    "max_output": {"type": "int"},
+    "max_parallel": {"type": "int", "default": 20},
+    "dest": {"type": "path"},
+    "read_only": {"type": "bool", "default": False},
+    "fail_on_unreachable": {"type": "bool", "default": False},
+    "deadline": {"type": "float"},
+}
+
+
+class UsageError(ValueError):
+    """An option that can't be used; one sentence."""
+
+
+def read_file(option: str, path: str) -> bytes:
+    """Return the bytes of a local file that an option names."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as exc:
+        raise UsageError(f"The file '{path}' (option {option}) can't be read: {exc.strerror}.") from exc
+
+
+def program_of(params: dict[str, Any]) -> Program:
+    """Build what to run from the options."""
+    script = params["script"]
+    if params["script_file"] is not None:
+        try:
+            script = read_file("script_file", params["script_file"]).decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"The script '{params['script_file']}' (option script_file) is not UTF-8 text.") from None
+    argv: Sequence[str] = params["argv"] or ()
+    if params["command"] is not None:
+        argv = ("sh", "-c", params["command"])
+    if params["script_args"] and script is None:
+        raise UsageError("The option script_args needs script or script_file.")
+    return Program(
+        argv=tuple(argv),
+        script=script,
+        arguments=tuple(params["script_args"]),
+        environment={name: str(value) for name, value in params["environment"].items()},
+        directory=params["chdir"],
+        seconds=params["timeout"],
+        has_stdin=params["stdin_file"] is not None,
+    )
+
+
+def plan_of(params: dict[str, Any], started: float) -> Plan:
+    """Check the options and build the plan; raise UsageError or WrapperError."""
+    for name, least in (("timeout", 0), ("max_parallel", 1), ("max_output", 0), ("deadline", 0)):
+        if params[name] is not None and (params[name] < least or params[name] == 0):
+            raise UsageError(f"The option {name} has to be greater than 0.")
+    dest = Path(params["dest"]) if params["dest"] is not None else None
+    if dest is not None and not dest.is_dir():
+        raise UsageError(f"'{dest}' (option dest) is no directory: create it first.")
+    max_output = params["max_output"]
+    if max_output is None and dest is None:
+        max_output = DEFAULT_MAX_OUTPUT
+    program = program_of(params)
+    wrapper.prepare(program)  # what can't be passed on is said before any call
+    return Plan(
+        program=program,
+        stdin=read_file("stdin_file", params["stdin_file"]) if params["stdin_file"] is not None else b"",
+        max_output=max_output,
+        max_parallel=params["max_parallel"],
+        deadline=started + params["deadline"] if params["deadline"] is not None else None,
+        dest=dest,
+        ca_bundle=params.get("aws_ca_bundle"),
+    )
+
+
+def wanted_of(text: str) -> int | None:
+    """Return how many tasks are wanted; None: all."""
+    if text == "all":
+        return None
+    if text == "any":
+        return 1
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"The option tasks_wanted is all, any, or a number from 1 on, not '{text}'.")
+
+
+def run_in(plan: Plan, targets: Sequence[Target], wanted: int | None, aws: Aws) -> list[Outcome]:
+    """Run in all targets, or in the first ones that can be reached until enough have been."""
+    if wanted is None:
+        return run(plan, targets, aws)
+    outcomes: list[Outcome] = []
+    rest = sorted(targets, key=lambda target: target.problem is not None)
+    while rest and (missing := wanted - sum(outcome.outcome != "unreachable" for outcome in outcomes)) > 0:
+        outcomes += run(plan, rest[:missing], aws)
+        rest = rest[missing:]
+    order = {target: position for position, target in enumerate(targets)}
+    return sorted(outcomes, key=lambda outcome: order[outcome.target])
+
+
+def result_of(outcome: Outcome) -> dict[str, Any]:
+    """Put one outcome into the form that RETURN describes."""
+    target = outcome.target
+    return {
+        "task": target.task,
+        "task_arn": target.task_arn,
+        "service": target.service,
+        "family": target.family,
+        "container": target.container,
+        "zone": target.zone,
+        "ip": target.ip,
+        "started_at": format_rfc3339(target.started_at) if target.started_at is not None else None,
+        "task_definition": target.task_definition,
+        "outcome": outcome.outcome,
+        "reason": outcome.reason,
+        "rc": outcome.rc,
+        "stdout": text_of(outcome.stdout),
+        "stdout_b64": base64.b64encode(outcome.stdout).decode() if outcome.stdout is not None else None,
+        "stderr": text_of(outcome.stderr),
+        "dest": str(outcome.dest) if outcome.dest is not None else None,
+        "seconds": outcome.seconds,
+    }
+
+
+def text_of(data: bytes | None) -> str | None:
+    """Decode output for people; what is no UTF-8 is replaced."""
+    return data.decode("utf-8", "replace") if data is not None else None
+
+
+def reasons_of(outcomes: Sequence[Outcome], services: Sequence[str], targets: Sequence[Target]) -> list[str]:
+    """One sentence for each thing that keeps the answer from being complete."""
+    present = {target.service for target in targets}
+    reasons = [f"Service {name} has no running task." for name in services if name.rpartition("/")[2] not in present]
+    for outcome in outcomes:
+        if outcome.outcome != "completed":
+            name = outcome.target.service or outcome.target.family or "task"
+            reasons.append(f"{name} {outcome.target.task}: {outcome.reason}")
+    if not targets and not reasons:
+        reasons.append("There is no running task to run the command in.")
+    return reasons
+
+
+def status_of(outcomes: Sequence[Outcome], reasons: Sequence[str], wanted: int | None) -> str:
+    """Sum up: enough tasks completed, some, or none."""
+    completed = sum(outcome.outcome == "completed" for outcome in outcomes)
+    if not completed:
+        return "unavailable"
+    enough = completed >= wanted if wanted is not None else not reasons
+    return "complete" if enough else "partial"
+
+
+def aws_of(module: Any, plan: Plan) -> tuple[Any, Aws]:
+    """Make the ECS client and what the sessions need of AWS."""
+    pool = min(plan.max_parallel, 50)
+    ecs = client(module, "ecs", max_attempts=2, max_pool_connections=pool)
+    ssm = client(module, "ssm", max_attempts=2, max_pool_connections=pool)
+    return ecs, Aws(ecs, ssm, module.cabalmail_session.get_credentials(), ecs.meta.region_name)
+
+
+def fail(module: Any, sentence: str, **result: Any) -> NoReturn:
+    """End the module with one sentence."""
+    module.fail_json(msg=sentence, **result)
+    raise AssertionError("fail_json ends the process")
+
+
+def main() -> None:
+    """Entry point."""
+    started = time.monotonic()
+    module = aws_module(
+        ARGUMENT_SPEC,
+        supports_check_mode=True,
+        required_one_of=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
+        mutually_exclusive=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
+    )
+    params = module.params
+    try:
+        plan, wanted = plan_of(params, started), wanted_of(params["tasks_wanted"])
+    except (UsageError, WrapperError) as exc:
+        fail(module, str(exc))
+    ecs, aws = aws_of(module, plan)
+    services = params["services"] or []
+    try:
+        targets = find(
+            ecs,
+            params["cluster"],
+            services=services,
+            tasks=params["tasks"] or [],
+            family=params["family"],
+            container=params["container"],
+        )
+    except TargetError as exc:
+        fail(module, str(exc))
+    except Exception as exc:  # boto3's exceptions are made at run time
+        fail(module, f"The tasks can't be found: {explain(exc)}")
+    if module.check_mode and not params["read_only"]:
+        names = [target.task for target in targets if target.problem is None][:wanted]
+        message = f"Would run the command in {len(names)} of {len(targets)} tasks."
+        module.exit_json(
+            changed=bool(names), msg=message, status="complete", reasons=[], results=[], would_run_in=names
+        )
+    outcomes = run_in(plan, targets, wanted, aws)
+    reasons = reasons_of(outcomes, services, targets)
+    result = {
+        "changed": not params["read_only"] and any(outcome.outcome != "unreachable" for outcome in outcomes),
+        "status": status_of(outcomes, reasons, wanted),
+        "reasons": reasons,
+        "results": [result_of(outcome) for outcome in outcomes],
+    }
+    if params["fail_on_unreachable"] and result["status"] != "complete":
+        fail(module, f"The command did not run to its end in every task: {' '.join(reasons)}", **result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

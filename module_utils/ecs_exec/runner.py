@@ -1,0 +1,366 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run one program in many containers at once, each in its own session, and say exactly how each of them ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Final, Literal, TypeVar
+
+from ..session_manager.channel import Closed, Event, Output
+from ..session_manager.client import NotReachable, Session, SessionBroke
+from . import wrapper
+from .aws import SERVER, THROTTLED, Aws, Started, error_of
+from .targets import Target
+from .wrapper import ArmourError, Program, Reader
+
+T = TypeVar("T")
+
+OutcomeWord = Literal["completed", "timed_out", "session_broke", "unreachable"]
+
+START_ALLOWANCE: Final = 15.0  # seconds for the agent to start the command, beyond the command's own limit
+END_ALLOWANCE: Final = 5.0  # seconds for the last mark to arrive after the limit
+LINGER: Final = 0.3  # seconds to wait for channel_closed before the session is ended from here
+TERMINATE_TIMEOUT: Final = 5.0
+YOUNG: Final = 60.0  # seconds after a task's start in which its agent may still be connecting
+MAX_RETRY: Final = 20.0  # seconds of repeated ExecuteCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run and within which bounds.
+
+    deadline: ``time.monotonic()`` at which everything has to be over; None: no such time.
+    max_output: bytes of standard output and standard error together; None: no bound.
+    dest: directory for standard output, one file ``<task id>.out`` each; None: it is kept in memory.
+    ca_bundle: file with certificate authorities for the data channel; None: the environment's or the system's.
+    """
+
+    program: Program
+    stdin: bytes = b""
+    max_output: int | None = 8 * 1024 * 1024
+    max_parallel: int = 20
+    deadline: float | None = None
+    dest: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    ca_bundle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended in one container.
+
+    ``stdout`` and ``stderr`` are None when they are not known to be whole; for timed_out they hold what came until
+    the end. ``stdout`` is None as well when it went to the file ``dest``. ``seconds`` is the wall time of this session.
+    """
+
+    target: Target
+    outcome: OutcomeWord
+    rc: int | None = None
+    stdout: bytes | None = None
+    stderr: bytes | None = None
+    dest: Path | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+class _Unreachable(Exception):
+    """The command never started; one sentence."""
+
+
+class _TooMuch(Exception):
+    """More output than the caller wants."""
+
+
+class _Sink:
+    """Where a command's output goes; a file appears under its name only when it is whole."""
+
+    def __init__(self, path: Path | None, limit: int | None) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + ".part") if path is not None else None
+        self._limit = limit
+        self._count = 0
+        self._file: BinaryIO | None = None
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+
+    def __enter__(self) -> _Sink:
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
+            descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._file = os.fdopen(descriptor, "wb", buffering=1 << 18)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and self._part is not None:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+    def add(self, piece: wrapper.Piece) -> None:
+        self._count += len(piece.stdout) + len(piece.stderr)
+        if self._limit is not None and self._count > self._limit:
+            raise _TooMuch
+        if self._file is not None:
+            self._file.write(piece.stdout)
+        else:
+            self.stdout += piece.stdout
+        self.stderr += piece.stderr
+
+    def finish(self) -> Path | None:
+        """Give the file its name; return it, or None when the output was kept in memory."""
+        if self._file is None or self._part is None or self._path is None:
+            return None
+        self._file.close()
+        self._part.replace(self._path)
+        return self._path
+
+
+def run(plan: Plan, targets: Sequence[Target], aws: Aws) -> list[Outcome]:
+    """Run the plan in all targets; the outcomes stand in the order of the targets.
+
+    An interrupt (SIGINT, SIGTERM, SIGHUP) ends the sessions before it goes on.
+    """
+    return asyncio.run(_run_all(plan, targets, aws))
+
+
+async def _run_all(plan: Plan, targets: Sequence[Target], aws: Aws) -> list[Outcome]:
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+    if main is not None and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, main.cancel)
+    slots = asyncio.Semaphore(plan.max_parallel)
+
+    async def bounded(target: Target) -> Outcome:
+        async with slots:
+            return await _Run(plan, target, aws).outcome()
+
+    return list(await asyncio.gather(*(bounded(target) for target in targets)))
+
+
+class _Run:
+    """One session from ExecuteCommand to its end."""
+
+    def __init__(self, plan: Plan, target: Target, aws: Aws) -> None:
+        self._plan = plan
+        self._target = target
+        self._aws = aws
+        self._started = time.monotonic()
+        self._closing: str | None = None
+        self._input: Iterator[bytes] = iter(())
+
+    async def outcome(self) -> Outcome:
+        """Run to the end; never raises for anything that is the container's or the network's fault."""
+        try:
+            found = await self._attempt()
+        except _Unreachable as exc:
+            found = Outcome(self._target, "unreachable", reason=str(exc))
+        except NotReachable as exc:
+            found = Outcome(self._target, "unreachable", reason=str(exc))
+        except SessionBroke as exc:
+            found = Outcome(self._target, "session_broke", reason=str(exc))
+        except ArmourError as exc:
+            found = Outcome(self._target, "session_broke", reason=str(exc))
+        except _TooMuch:
+            found = Outcome(self._target, "session_broke", reason=self._too_much())
+        return replace(found, seconds=round(time.monotonic() - self._started, 3))
+
+    async def _attempt(self) -> Outcome:
+        if self._target.problem:
+            raise _Unreachable(self._target.problem)
+        remaining = self._remaining()
+        if remaining < END_ALLOWANCE:
+            raise _Unreachable("The time for all tasks was over before this one's turn came.")
+        limit = min(self._plan.program.seconds, remaining - END_ALLOWANCE + 1)
+        call = wrapper.prepare(replace(self._plan.program, seconds=limit))
+        started = await self._execute(call.command)
+        session = Session(started.url, started.token)
+        try:
+            await session.open(sign=self._aws.sign, environment=self._plan.environment, ca_bundle=self._plan.ca_bundle)
+            path = self._plan.dest / f"{self._target.task}.out" if self._plan.dest is not None else None
+            with _Sink(path, self._plan.max_output) as sink:
+                return await self._converse(session, call, limit, sink)
+        finally:
+            await self._finish(session, started)
+
+    def _remaining(self) -> float:
+        return float("inf") if self._plan.deadline is None else self._plan.deadline - time.monotonic()
+
+    async def _execute(self, command: str) -> Started:
+        """Call ExecuteCommand, again where the failure is one that passes."""
+        give_up = time.monotonic() + min(MAX_RETRY, max(0.0, self._remaining() - END_ALLOWANCE))
+        for attempt in itertools.count(1):
+            try:
+                return await _in_thread(
+                    lambda: self._aws.execute(self._target, command), min(self._remaining(), MAX_RETRY + END_ALLOWANCE)
+                )
+            except TimeoutError:
+                raise _Unreachable("ecs:ExecuteCommand did not answer in time.") from None
+            except Exception as exc:  # boto3's exceptions are made at run time; the answer's code decides
+                code, message = error_of(exc)
+            pause = self._pause(code, message, attempt)
+            if pause is None or time.monotonic() + pause >= give_up:
+                break
+            await asyncio.sleep(pause)
+        raise _Unreachable(await self._diagnose(code, message))
+
+    async def _diagnose(self, code: str, message: str) -> str:
+        try:
+            return await _in_thread(
+                lambda: self._aws.diagnose(self._target, code, message), max(1.0, min(MAX_RETRY, self._remaining()))
+            )
+        except TimeoutError:
+            return f"ecs:ExecuteCommand failed ({code})."
+
+    def _pause(self, code: str, message: str, attempt: int) -> float | None:
+        """Return the seconds to wait before the next ExecuteCommand; None: it would fail again."""
+        if code in THROTTLED or code in SERVER:
+            return float(random.uniform(0.5, 1.0) * min(8, 2 ** (attempt - 1)))  # noqa: S311 - jitter, no secret
+        starting = code == "TargetNotConnectedException" or (
+            code == "InvalidParameterException" and "agent isn" in message
+        )
+        if starting and (attempt == 1 or self._is_young()):
+            return 1.0
+        return None
+
+    def _is_young(self) -> bool:
+        started = self._target.started_at
+        return started is not None and time.time() - started.timestamp() < YOUNG
+
+    async def _converse(self, session: Session, call: wrapper.Call, limit: float, sink: _Sink) -> Outcome:
+        reader = Reader(call.nonce)
+        until = time.monotonic() + min(START_ALLOWANCE + limit + wrapper.GRACE + END_ALLOWANCE, self._remaining())
+        while reader.ending is None:
+            if time.monotonic() >= until:
+                raise self._overdue(reader)
+            for event in await self._next_events(session, until, reader):
+                self._take(event, reader, sink)
+            if reader.missing:
+                raise _Unreachable(f"The container lacks what running a command needs: {', '.join(reader.missing)}.")
+            self._feed(session, reader, call)
+        return self._result(reader, limit, sink)
+
+    async def _next_events(self, session: Session, until: float, reader: Reader) -> list[Event]:
+        try:
+            return await session.receive(until)
+        except SessionBroke as exc:
+            if self._closing is None:
+                raise
+            raise self._closed_early(reader, exc) from None
+
+    def _take(self, event: Event, reader: Reader, sink: _Sink) -> None:
+        if isinstance(event, Output):
+            sink.add(reader.feed(event.data))
+        elif isinstance(event, Closed):
+            self._closing = event.message
+
+    def _feed(self, session: Session, reader: Reader, call: wrapper.Call) -> None:
+        """Queue as much input as the channel takes; the rest waits in the iterator."""
+        if reader.wants is not None:
+            data = call.script if reader.wants == "script" else self._plan.stdin
+            self._input = wrapper.armour(data, reader.armour)
+            reader.wants = None
+        while session.channel.input_room:
+            piece = next(self._input, None)
+            if piece is None:
+                return
+            session.channel.send(piece)
+
+    def _result(self, reader: Reader, limit: float, sink: _Sink) -> Outcome:
+        ending = reader.ending
+        if ending is None or (ending.status is None and not ending.timed_out):
+            raise SessionBroke("The container ended the session without the command's exit status.")
+        path = sink.finish()
+        stdout = bytes(sink.stdout) if path is None else None
+        if not ending.timed_out:
+            return Outcome(self._target, "completed", ending.status, stdout, bytes(sink.stderr), path)
+        reason = f"The command was still running after {limit:.0f} s and was ended in the container."
+        if ending.status is not None and ending.status < 128:
+            reason = (
+                f"The command ended with status {ending.status}, but a process that it left behind held its output open"
+                f" for {limit:.0f} s and was ended."
+            )
+        if reader.group == "none":
+            reason += " The container has neither setsid nor GNU timeout, so processes it started may live on."
+        return Outcome(self._target, "timed_out", ending.status, stdout, bytes(sink.stderr), path, reason)
+
+    def _overdue(self, reader: Reader) -> Exception:
+        if reader.started:
+            return SessionBroke(
+                "The command's time was over, but the container did not report its end: whether it still runs is"
+                " unknown."
+            )
+        return SessionBroke("The container did not start the command in time; whether it will is unknown.")
+
+    def _closed_early(self, reader: Reader, exc: SessionBroke) -> Exception:
+        words = self._closing or ""
+        if not reader.started and "Unable to start command" in words:
+            return _Unreachable(f"The container cannot start /bin/sh, which running a command needs ({words}).")
+        if not reader.started and words:
+            return _Unreachable(f"Systems Manager closed the session before the command started: {words}")
+        if words:
+            return SessionBroke(f"Systems Manager closed the session before the command's end: {words}")
+        return SessionBroke(f"The session was closed before the command's end was seen: how it ended is unknown. {exc}")
+
+    def _too_much(self) -> str:
+        return (
+            f"The command wrote more than max_output ({self._plan.max_output} bytes), so its session was ended and what"
+            " had come was thrown away."
+        )
+
+    async def _finish(self, session: Session, started: Started) -> None:
+        """Leave no session behind, and no wait for it: the command's own time limit holds whatever happens here."""
+        if not await self._closed_by_itself(session):
+            with contextlib.suppress(Exception):
+                await asyncio.shield(_in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))
+        await session.close()
+
+    async def _closed_by_itself(self, session: Session) -> bool:
+        until = time.monotonic() + LINGER
+        try:
+            while self._closing is None and time.monotonic() < until:
+                for event in await session.receive(until):
+                    if isinstance(event, Closed):
+                        self._closing = event.message
+        except SessionBroke:
+            return self._closing is not None
+        return self._closing is not None
+
+
+async def _in_thread(function: Callable[[], T], timeout: float) -> T:
+    """Run a blocking call in a daemon thread, so that one that hangs cannot keep the process from ending.
+
+    Raises TimeoutError after ``timeout`` seconds, and what the function raises.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except BaseException as exc:  # handed to the waiting task, whatever it is
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop may be closed when a late answer comes
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wait_for(future, None if timeout == float("inf") else max(0.0, timeout))
