@@ -12,14 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-MAX_TEXT = 1200
-"""Characters of an answer that are looked at (RFC 5321 allows 512 a line; sendmail logs fewer)."""
+MAX_TEXT = 800
+"""Characters of an answer that are looked at (RFC 5321 allows 512 a line; sendmail logs some 200)."""
 
 _KNOWN_WORDS = 20_000
-_MAX_WORD = 300
+_MAX_WORD = 200
 
 # A continuation inside a joined multi-line answer: " / 550-5.7.1 ".
 _CONTINUATION = re.compile(r"\s*(?:\s/|[\r\n])\s*[245]\d\d(?:[- ]|$)(?:[245]\.\d{1,3}\.\d{1,3}(?![\d.])\s?)?")
+_WHOLE_ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{0,252}\w>?([:;,.)]{0,4})\Z")
+_WHOLE_IPV4 = re.compile(r"([(\[]?)\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}([)\]:;,.]{0,3})\Z")
 _PLAIN_WORD = re.compile(r"[^\d@./:<>=]+\Z")
 _ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
 _ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
@@ -70,9 +72,15 @@ class _Words(dict[str, str]):
         return masked
 
     def _mask(self, word: str) -> str:
+        word = word[:_MAX_WORD]
+        if "@" in word:
+            whole = _WHOLE_ADDRESS.match(word)
+            if whole is not None:
+                return "<address>" + whole[1]
+        elif whole := _WHOLE_IPV4.match(word):
+            return f"{whole[1]}<ip>{whole[2]}"
         if _PLAIN_WORD.match(word) or _ENHANCED.match(word):
             return word
-        word = word[:_MAX_WORD]
         url = _URL.search(word)
         if url is not None:
             return self._mask_rest(word[: url.start()]) + _mask_url(url.group()) + self._mask_rest(word[url.end() :])

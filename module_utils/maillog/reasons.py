@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .normalise import Normaliser
@@ -18,6 +19,7 @@ from .providers import ProviderTable
 
 OTHER = "other"
 _CACHE = 20_000
+_LONGEST_BARE_STAT = 20
 
 _HEAD = re.compile(r"\s*(?P<code>[2345]\d\d)?(?:[- ]|\Z)?\s*(?:#?(?P<enhanced>[245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d))?")
 _INNER_ENHANCED = re.compile(r"(?<![\w.])#?([245]\.\d{1,3}\.\d{1,3})(?![\w]|\.\d)")
@@ -190,6 +192,8 @@ class Classifier:
         self._codes: Mapping[str, str] = codes["codes"]
         self._own = frozenset(host.lower().rstrip(".") for host in own_hosts)
         self.normalise = Normaliser(rules.get("telling_hosts", ()))
+        self._asked = {field for rule in self._rules for field, _ in rule.choices}
+        self._relays = lru_cache(_CACHE)(self._relay)
         self._other = Reason(OTHER, self.faults[OTHER], "none", False)
         self._by_attempt: dict[tuple[str | None, ...], Reason] = {}
         self._by_evidence: dict[_Evidence, Reason] = {}
@@ -227,24 +231,32 @@ class Classifier:
         return self._other
 
     def _evidence(self, attempt: Attempt) -> _Evidence:
-        code, enhanced, body = _codes_of(attempt.reply or _answer_in(attempt.stat))
+        reply, stat = attempt.reply, attempt.stat
+        code, enhanced, body = _codes_of(reply or _answer_in(stat))
         if not code:
             # An answer that shows its three digits shows its enhanced code as well: the logged one is then sendmail's own.
-            enhanced = enhanced or attempt.enhanced or ""
-        relay = (attempt.relay or "").strip("[]. ").lower()
-        provider = self.providers.provider(relay).name if relay else None
+            code, enhanced = attempt.code or "", enhanced or attempt.enhanced or ""
+        where, provider = self._relays(attempt.relay)
         return _Evidence(
-            text=self.normalise(body).lower(),
-            code=code or attempt.code or "",
-            enhanced=enhanced if enhanced.count(".") == 2 else "",
-            stat=self.normalise(attempt.stat).lower(),
-            stage=attempt.stage_hint,
-            relay="none" if not relay else "own" if relay in self._own else "remote",
-            provider=provider,
-            mailer=attempt.mailer,
-            tier=attempt.tier,
-            reply=bool(attempt.reply),
+            self.normalise(body).lower(),
+            code,
+            enhanced if enhanced.count(".") == 2 else "",
+            # Beside an answer, stat= is a word of sendmail's or the answer again.
+            (stat if len(stat) < _LONGEST_BARE_STAT else "" if reply else self.normalise(stat)).lower(),
+            attempt.stage_hint if "stage" in self._asked else None,
+            where,
+            provider if "provider" in self._asked else None,
+            attempt.mailer if "mailer" in self._asked else None,
+            attempt.tier if "tier" in self._asked else None,
+            bool(reply),
         )
+
+    def _relay(self, relay: str | None) -> tuple[str, str]:
+        """Whether a relay is our own, and its provider."""
+        host = (relay or "").strip("[]. ").lower()
+        if not host:
+            return "none", ""
+        return ("own" if host in self._own else "remote"), self.providers.provider(host).name
 
 
 def _remember(cache: dict[Any, Reason], key: Any, reason: Reason) -> Reason:
