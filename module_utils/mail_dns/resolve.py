@@ -13,7 +13,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -103,7 +103,9 @@ def parse_server(text: str) -> Server:
     """C(192.0.2.1), C(192.0.2.1:5353), C(2001:db8::1) or C([2001:db8::1]:5353); ValueError otherwise."""
     host, port = text.strip(), 53
     if host.startswith("["):
-        host, _, rest = host[1:].partition("]")
+        host, bracket, rest = host[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            host = ""
         port = _port(rest[1:], text) if rest.startswith(":") else port
     elif host.count(":") == 1:
         host, _, rest = host.partition(":")
@@ -154,31 +156,29 @@ class Resolver:
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_PARALLEL))
 
     async def ask(self, name: str, rtype: str) -> Answer:
-        """Return the answer to a question; never raises and never takes longer than the deadline."""
-        key = (name.rstrip(".").lower(), rtype)
-        if key not in self._asked:
-            self._asked[key] = asyncio.ensure_future(self._resolve(*key))
-        return await self._asked[key]
+        """Return the answer to a question; never raises and never takes longer than the deadline.
+
+        Aliases that the server has not followed are followed here; a circle or a long chain of them tells nothing.
+        """
+        asked = name.rstrip(".").lower()
+        cnames: list[str] = []
+        while True:
+            answer = await self._once(cnames[-1] if cnames else asked, rtype)
+            cnames += answer.cnames
+            dangling = answer.status == "no_data" and bool(answer.cnames)
+            if not dangling or len(cnames) > MAX_CNAMES:
+                return replace(
+                    answer, name=asked, status="server_failure" if dangling else answer.status, cnames=tuple(cnames)
+                )
 
     def answers(self) -> list[Answer]:
         """All answers so far, in the order of the questions."""
         return [task.result() for task in self._asked.values() if task.done() and not task.cancelled()]
 
-    async def _resolve(self, name: str, rtype: str) -> Answer:
-        """Follow aliases that the server itself has not followed."""
-        cnames: list[str] = []
-        asked = name
-        while True:
-            answer = await self._tries(asked, rtype)
-            cnames += answer.cnames
-            dangling = answer.status == "no_data" and bool(answer.cnames)
-            if not dangling or len(cnames) > MAX_CNAMES:
-                break
-            asked = answer.cnames[-1]
-        status: Status = "server_failure" if dangling else answer.status
-        return Answer(
-            name, rtype, status, answer.records, tuple(cnames), answer.resolver, answer.asked_at, answer.seconds
-        )
+    async def _once(self, name: str, rtype: str) -> Answer:
+        if (name, rtype) not in self._asked:
+            self._asked[name, rtype] = asyncio.ensure_future(self._tries(name, rtype))
+        return await self._asked[name, rtype]
 
     async def _tries(self, name: str, rtype: str) -> Answer:
         answer = Answer(name, rtype, "timeout")
