@@ -36,26 +36,28 @@ regenerate() {
   ping_healthchecks
 }
 
-# Receipt handles of up to $1 messages after waiting up to $2 seconds; nothing when there is none. A queue that can't be reached is
-# silent, as in the deployment; the pause keeps it from spinning.
+# Sets handles to the receipt handles of up to $1 messages after waiting up to $2 seconds; to nothing when there is none.
+# A queue that can't be reached is silent, as in the deployment; the pause keeps it from spinning.
 receive() {
-  local handles
   handles="$(aws sqs receive-message --queue-url "$SQS_QUEUE_URL" --max-number-of-messages "$1" --wait-time-seconds "$2" \
-    --query 'Messages[].ReceiptHandle' --output text 2>/dev/null)" || { sleep "$2"; return 0; }
-  [ "$handles" = None ] || printf '%s\n' "$handles"
+    --query 'Messages[].ReceiptHandle' --output text 2>/dev/null)" || { handles=""; sleep "$2"; }
+  if [ "$handles" = None ]; then handles=""; fi
 }
 
 delete() { aws sqs delete-message --queue-url "$SQS_QUEUE_URL" --receipt-handle "$1" 2>/dev/null || true; }
 
 # Deletes what came in meanwhile; a message for a change made after the scan goes with it, as in the deployment.
 drain() {
-  local handle handles drained=""
-  while handles="$(receive 10 0)" && [ -n "$handles" ]; do
+  local handle drained=""
+  while receive 10 0 && [ -n "$handles" ]; do
     for handle in $handles; do delete "$handle"; done
     drained=1
   done
   if [ -n "$drained" ]; then say "Drained stale SQS messages."; fi
 }
+
+# A task that is declared stopped: it stops before it does anything.
+if [ "${RESUMED:-}" = stopped ]; then kill -STOP $$; fi
 
 if [ -z "${RESUMED:-}" ]; then
   say "Starting config watch loop (tier: $TIER)"
@@ -65,6 +67,7 @@ if [ -z "${RESUMED:-}" ]; then
     say "WARNING: SQS_QUEUE_URL not set, running in periodic-only mode"
   fi
 fi
+resumed="${RESUMED:-}"
 unset RESUMED
 
 if [ "$TIER" = imap ] && [ ! -e "$ready" ]; then
@@ -72,6 +75,9 @@ if [ "$TIER" = imap ] && [ ! -e "$ready" ]; then
   until [ -e "$ready" ]; do sleep 1; done
   say "Startup sendmail prep done."
 fi
+
+# A task that is declared to hang does so in the middle of a pass whose first lines are in the past as well.
+if [ "$resumed" = regenerating ]; then regenerate >/dev/null; fi
 
 last=$SECONDS
 while :; do
@@ -81,10 +87,10 @@ while :; do
     regenerate
     continue
   fi
-  handle="$(receive 1 "$poll")"
-  if [ -n "$handle" ]; then
+  receive 1 "$poll"
+  if [ -n "$handles" ]; then
     say "SQS message received, triggering regeneration..."
-    delete "$handle"
+    delete "$handles"
     regenerate
     drain
     last=$SECONDS

@@ -5,11 +5,10 @@
 #
 # Stands in for the sendmail daemon: says that it starts, as syslog would write it, then lives until it is told to end.
 set -u
-trap 'kill "$idle" 2>/dev/null; exit 0' TERM INT
+trap 'exit 0' TERM INT
 if [ -z "${RESUMED:-}" ]; then
-  printf '%s %s sendmail[%d]: starting daemon (8.17.1): SMTP+queueing@00:15:00\n' \
+  printf '%s %s sendmail[%d]: starting daemon (8.17.1.9): SMTP+queueing@00:15:00\n' \
     "$(date -u +%Y-%m-%dT%H:%M:%S.%6N+00:00)" "$HOSTNAME" "$$" >>"${TASK_ROOT:-}/var/log/maillog"
 fi
-sleep 2147483647 &
-idle=$!
-wait
+# Nobody ever writes to this pipe: a wait that needs no second process and that signals interrupt.
+read -r _ <>"${TASK_ROOT:-}/run/idle"
