@@ -10,7 +10,7 @@ the functions of ``inert``.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,11 @@ class Line:
 
     text: str
     kind: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes on the screen: a command is never broken, so that it can be copied."""
+        return max(1, -(-len(self.text) // WIDTH))
 
 
 def outcome(triage: Facts, error: str | None) -> dict[str, Any]:
@@ -102,9 +107,15 @@ def unchecked(triage: Facts) -> list[str]:
     return list(dict.fromkeys(inert(sentence) for sentence in said))
 
 
+def skipped(triage: Facts) -> list[str]:
+    """Steps that the operator left out."""
+    return [title for name, title in STEPS.items() if (triage.get(name) or {}).get("reasons") == ["skipped"]]
+
+
 def _blind_spots(tiers: Facts) -> list[str]:
     blind = [tier for tier, log in (tiers.get("by_tier") or {}).items() if (log.get("coverage") or {}).get("blind")]
-    return [f"{tier} does not log deliveries at its LogLevel: its counts are unknown, not zero" for tier in blind]
+    why = "does not log deliveries at its LogLevel: its counts are unknown, not zero"
+    return [f"{STEPS['tiers']}: {tier} {why}" for tier in blind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +187,30 @@ def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
     table = _table(tier_rows(triage))
     foot = [Line(_fit(f"Report: {inert(where, 400)}", 400))]
     middle = _middle(triage)
-    room = HEIGHT - len(head) - len(table) - len(foot)
-    actions, unknown = _share(middle, _unchecked_lines(result["unchecked"]), room)
+    room = HEIGHT - _rows(head) - _rows(table) - _rows(foot)
+    actions, unknown = _share(middle, _unchecked_lines(triage), room)
     return [*head, *table, *actions, *unknown, *foot]
 
 
 def _share(first: list[Line], second: list[Line], room: int) -> tuple[list[Line], list[Line]]:
     """Cut two lists to a common room; what does not fit is in the report, and the last line says so."""
-    keep = min(len(second), max(2, room - len(first)))
+    keep = min(_rows(second), max(3, room - _rows(first)))
     return _cut(first, room - keep), _cut(second, keep)
 
 
+def _rows(lines: Iterable[Line]) -> int:
+    return sum(line.rows for line in lines)
+
+
 def _cut(lines: list[Line], room: int) -> list[Line]:
-    if len(lines) <= room:
+    if _rows(lines) <= room:
         return lines
-    return [*lines[: max(0, room - 1)], Line("   ... more in the report", "dim")][: max(0, room)]
+    kept: list[Line] = []
+    for line in lines:
+        if _rows(kept) + line.rows > room - 1:
+            break
+        kept.append(line)
+    return [*kept, Line("   ... more in the report", "dim")] if room > 0 else []
 
 
 def _head(triage: Facts, result: Facts) -> list[Line]:
@@ -235,11 +255,20 @@ def _middle(triage: Facts) -> list[Line]:
     return lines
 
 
-def _unchecked_lines(sentences: Sequence[str]) -> list[Line]:
-    skipped = [text.removesuffix(": skipped") for text in sentences if text.endswith(": skipped")]
-    said = [text for text in sentences if not text.endswith(": skipped")]
-    if skipped:
-        said.append(f"skipped: {', '.join(skipped)}")
+def _unchecked_lines(triage: Facts) -> list[Line]:
+    """A sentence a step, since one cause often has many effects; the report has them all."""
+    left_out = skipped(triage)
+    by_step: dict[str, list[str]] = {}
+    for sentence in unchecked(triage):
+        step, _, reason = sentence.partition(": ")
+        by_step.setdefault(step, []).append(reason)
+    said = [
+        f"{step}: {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
+        for step, reasons in by_step.items()
+        if step not in left_out
+    ]
+    if left_out:
+        said.append(f"skipped: {', '.join(left_out)}")
     return [line for text in said for line in _wrapped(f"Not checked: {text}", 2, "warning", hang="   ")]
 
 

@@ -53,8 +53,7 @@ class CallbackModule(Default):  # type: ignore[misc]
             return
         role = task._role.get_name() if task._role else None
         if role and role != self._role:
-            name = task.get_name(include_role_fqcn=False).removeprefix(f"{role} : ")
-            self._display.display(f"{role}: {inert(name)}", color=C.COLOR_VERBOSE)
+            self._display.display(f"{role}: {inert(_step(task))}", color=C.COLOR_VERBOSE)
         self._role = role
 
     def v2_runner_on_ok(self, result: Any) -> None:
@@ -77,7 +76,27 @@ class CallbackModule(Default):  # type: ignore[misc]
         self._handle_warnings(result.result)
         said = inert(str(result.result.get("msg", "failed")).removeprefix("Task failed: "), 1000)
         line = f"{self.host_label(result)}: {result.task.get_name(include_role_fqcn=False)}: {said}"
-        if ignore_errors:
+        if ignore_errors or _is_rescued(result.task):
             self._display.display(line, color=C.COLOR_WARN)
         else:
             self._display.display(f"ERROR {line}", color=C.COLOR_ERROR, stderr=True)
+
+
+def _blocks(task: Any) -> list[Any]:
+    """The blocks around a task, the innermost first."""
+    blocks, block = [], task._parent
+    while block is not None:
+        blocks.append(block)
+        block = block._parent
+    return blocks
+
+
+def _is_rescued(task: Any) -> bool:
+    """Whether the play goes on after this task's failure, since a block around it has a rescue."""
+    return any(getattr(block, "rescue", None) for block in _blocks(task))
+
+
+def _step(task: Any) -> str:
+    """The name that the playbook gives to what the task belongs to, else its own."""
+    named = [block.name for block in _blocks(task) if getattr(block, "name", None)]
+    return str(named[-1] if named else task.name)

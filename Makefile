@@ -1,0 +1,43 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Where make was started, and who may write there, makes no difference.
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+export ANSIBLE_CONFIG := $(ROOT)/ansible.cfg
+export PATH := $(ROOT)/.venv/bin:$(PATH)
+
+SCENARIO ?=
+ARGS ?=
+scenario = $(if $(SCENARIO),--scenario '$(SCENARIO)')
+
+.PHONY: help triage test lint bench sandbox-up sandbox-down setup
+
+help:
+	@echo 'make triage [SCENARIO=name-or-folder] [ARGS="-e ..."]   triage an incident on the embedded sandbox'
+	@echo 'make test [ARGS="..."]    all tests (ARGS go to pytest)'
+	@echo 'make lint                 every linter'
+	@echo 'make bench                the figures of the benchmarks'
+	@echo 'make sandbox-up [SCENARIO=...], make sandbox-down'
+	@echo 'make setup                only the virtual environment'
+
+setup:
+	@$(ROOT)/scripts/setup
+
+triage: setup
+	@cd $(ROOT) && python -m sandbox run $(scenario) -- ansible-playbook triage.yml $(ARGS)
+
+sandbox-up: setup
+	@cd $(ROOT) && python -m sandbox up $(scenario)
+
+sandbox-down: setup
+	@cd $(ROOT) && python -m sandbox down
+
+test: setup
+	@cd $(ROOT) && python -m pytest $(ARGS)
+
+lint: setup
+	@$(ROOT)/scripts/lint
+
+bench: setup
+	@cd $(ROOT) && python -m benchmarks $(ARGS)
