@@ -1,7 +1,7 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An authoritative DNS server, UDP and TCP, for what Terraform publishes at release 1.3.5, plus the scenario's overrides.
+"""An authoritative DNS server, UDP and TCP, for what Terraform publishes at release 1.3.5 and the scenario overrides.
 
 It answers for the whole name space: a name that nobody published does not exist.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import defaultdict
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -117,6 +118,10 @@ class Zone:
         if not values:
             del self._records[name, "A"]
         self._names = _with_parents({name for name, _kind in self._records})
+
+    def addresses(self, name: str) -> list[str]:
+        """The A records of a name."""
+        return list(self._records.get((name, "A"), []))
 
     def answer(self, query: dns.message.Message) -> dns.message.Message | None:
         """Answer a query; None means silence."""
@@ -237,8 +242,7 @@ class _Udp(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)  # noqa: S101 - asyncio's own promise
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str | int, ...]) -> None:
         answer = self._server.reply(data, udp=True)

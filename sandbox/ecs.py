@@ -16,36 +16,37 @@ import itertools
 import secrets
 import string
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .errors import ApiError
 from .model import ACCOUNT_ID, CLUSTER, REGION, Exec, ExecSession, Loop, MapState, Scenario, TaskSpec, TierSpec
 from .scenario import secrets_of
 
+T = TypeVar("T")
 Json = dict[str, Any]
 ARN = f"arn:aws:ecs:{REGION}:{ACCOUNT_ID}"
 CLUSTER_ARN = f"{ARN}:cluster/{CLUSTER}"
 CAPACITY_PROVIDER = "cabal-ec2"
 STOPPED_LISTED = timedelta(hours=1)
 BREAKER_THRESHOLD = 3
+RETRY_SECONDS = 1.0
+RETRY_SECONDS_MAX = 60.0
 DISCOVERED = ("imap", "smtp-out")
 EVENTS_KEPT = 100
 _DRAINING = ("DEACTIVATING", "STOPPING", "DEPROVISIONING")
 
 
-class Running(Protocol):
-    """A task's processes."""
-
-    def stop(self) -> None: ...
-
-
 class Runtime(Protocol):
-    """Makes processes of task specifications. Both calls may block; they run on worker threads."""
+    """Makes processes of task specifications. Both calls block, so they run on worker threads."""
 
-    def start(self, spec: TaskSpec) -> Running: ...
+    def start(self, specs: Iterable[TaskSpec]) -> dict[str, Exception | None]:
+        """Start tasks; by task id None, or why it could not start."""
+
+    def stop(self, task_id: str) -> None:
+        """End a task and whatever runs in it."""
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ class Task:
     stopped_reason: str | None = None
     exit_code: int | None = None
     version: int = 1
-    running: Running | None = None
+    alive: bool = False
 
     @property
     def id(self) -> str:
@@ -106,6 +107,7 @@ class Deployment:
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     failed: int = 0
     desired: int = 0
+    rolls_back: bool = False
 
     def set(self, state: str, reason: str) -> None:
         self.rollout_state, self.rollout_reason, self.updated_at = state, reason, datetime.now(UTC)
@@ -159,14 +161,13 @@ class Cluster:
         self.sessions: dict[str, tuple[ExecSession, Task]] = {}
         self.services = {tier.service_name: self._service(tier) for tier in scenario.tiers.values()}
         self._new_index = itertools.count(100)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the processes of all declared tasks, in parallel."""
-        tasks = [task for service in self.services.values() for task in service.tasks]
-        await asyncio.gather(*(self._launch(task) for task in tasks))
+        await self._launch([task for service in self.services.values() for task in service.tasks])
 
     async def stop(self) -> None:
         """End every deployment and every task's processes."""
@@ -177,13 +178,28 @@ class Cluster:
         tasks = [task for service in self.services.values() for task in service.tasks]
         await asyncio.gather(*(self._kill(task) for task in tasks))
 
-    async def _launch(self, task: Task) -> None:
-        task.running = await asyncio.to_thread(self.runtime.start, task.spec)
+    async def _launch(self, tasks: list[Task]) -> Exception | None:
+        """Start processes; return the first failure."""
+        results = await asyncio.to_thread(self.runtime.start, [task.spec for task in tasks])
+        for task in tasks:
+            task.alive = results[task.id] is None
+        return next((error for error in results.values() if error is not None), None)
 
     async def _kill(self, task: Task) -> None:
-        running, task.running = task.running, None
-        if running is not None:
-            await asyncio.to_thread(running.stop)
+        if task.alive:
+            task.alive = False
+            await asyncio.to_thread(self.runtime.stop, task.id)
+
+    def exited(self, task_id: str, status: int) -> None:
+        """A task ended by itself: its essential container exited, and the service replaces it."""
+        task = self._find_task(task_id)
+        if task is None or task.desired_status != "RUNNING" or task.last_status != "RUNNING":
+            return
+        service = self.services[task.service]
+        task.alive, task.exit_code = False, status
+        self._begin_stop(task, "EssentialContainerExited", "Essential container in task exited")
+        self._spawn(self._drain(service, task))
+        self._replace(service)
 
     def _service(self, tier: TierSpec) -> Service:
         now, spec = self.scenario.now, tier.service
@@ -389,9 +405,13 @@ class Cluster:
             reason = request.get("reason") or "Task stopped by user"
             self._begin_stop(task, "UserInitiated", reason)
             self._spawn(self._drain(service, task))
-            if service.work is None or service.work.done():
-                self._run(service, self._settle(service, service.primary))
+            self._replace(service)
         return {"task": task_facts(task)}
+
+    def _replace(self, service: Service) -> None:
+        """Bring the service back to its number, unless a deployment is at it anyway."""
+        if service.work is None or service.work.done():
+            self._run(service, self._settle(service, service.primary))
 
     def execute_command(self, request: Json) -> Json:
         """Open a session, or refuse as AWS does; the stream URL's host is filled in by the caller."""
@@ -406,7 +426,7 @@ class Cluster:
         container = request.get("container", task.spec.tier)
         if container != task.spec.tier:
             raise ApiError("InvalidParameterException", f"The container {container} doesn't exist in the task.")
-        if not task.agent_runs or task.running is None:
+        if not task.agent_runs or not task.alive:
             raise ApiError(
                 "InvalidParameterException",
                 "The execute command failed because execute command was not enabled when the task was run or the "
@@ -454,20 +474,21 @@ class Cluster:
             service.work.cancel()
         service.work = asyncio.create_task(work)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         job = asyncio.create_task(work)
         self._background.add(job)
         job.add_done_callback(self._background.discard)
+        return job
+
+    async def _all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """Do work side by side; it goes on to its end even when the deployment that asked for it is superseded."""
+        return await asyncio.gather(*(asyncio.shield(self._spawn(coroutine)) for coroutine in work))
 
     async def _roll(self, service: Service, new: Deployment) -> None:
-        outcome = service.tier.service.deployment.outcome
         if service.tier.service.maximum_percent <= 100:
             await self._retire_others(service, new)
-        if outcome == "stuck":
+        if service.tier.service.deployment.outcome == "stuck":
             service.event(_NO_ROOM)
-            return
-        if outcome == "failed" or service.tier.service.missing_secrets:
-            await self._fail(service, new)
             return
         await self._settle(service, new)
 
@@ -475,15 +496,23 @@ class Cluster:
         """Start or stop tasks until the deployment has its number; then retire the others and complete."""
         wanted = deployment.desired = service.desired
         current = service.of(deployment)
-        for task in current[wanted:]:
-            self._begin_stop(
-                task, "ServiceSchedulerInitiated", f"Scaling activity initiated by (deployment {deployment.id})"
-            )
-        await asyncio.gather(
-            *(self._start_task(service, deployment) for _ in range(wanted - len(current))),
-            *(self._drain(service, task) for task in current[wanted:]),
-        )
+        surplus = current[wanted:]
+        for task in surplus:
+            self._begin_stop(task, "ServiceSchedulerInitiated", _scaling(deployment))
+        await self._all(self._drain(service, task) for task in surplus)
+        while missing := wanted - len(service.of(deployment)):
+            started = await self._all(self._start_task(service, deployment) for _ in range(missing))
+            if all(started):
+                break
+            if service.tier.service.circuit_breaker and deployment.failed >= BREAKER_THRESHOLD:
+                await self._roll_back(service, deployment)
+                return
+            await asyncio.sleep(min(RETRY_SECONDS * deployment.failed, RETRY_SECONDS_MAX))
         await self._retire_others(service, deployment)
+        self._complete(service, deployment)
+
+    @staticmethod
+    def _complete(service: Service, deployment: Deployment) -> None:
         service.deployments = [deployment]
         if deployment.rollout_state != "COMPLETED":
             deployment.set("COMPLETED", f"ECS deployment {deployment.id} completed.")
@@ -492,75 +521,81 @@ class Cluster:
 
     async def _retire_others(self, service: Service, keep: Deployment) -> None:
         old = [t for t in service.tasks if t.deployment != keep.id and t.desired_status == "RUNNING"]
+        if not old:
+            return
         for task in old:
-            self._begin_stop(task, "ServiceSchedulerInitiated", f"Scaling activity initiated by (deployment {keep.id})")
-        if old:
-            service.event(f"has begun draining connections on {len(old)} tasks.")
-        await asyncio.gather(*(self._drain(service, task) for task in old))
-        if old:
-            ids = " ".join(f"(task {task.id})" for task in old)
-            service.event(f"has stopped {len(old)} running tasks: {ids}.")
-
-    async def _fail(self, service: Service, new: Deployment) -> None:
-        """Tasks that end at once, until the circuit breaker, where there is one, takes the old deployment back."""
-        missing = service.tier.service.missing_secrets
-        while True:
-            task = await self._start_task(service, new, survives=False)
-            new.failed += 1
-            new.updated_at = datetime.now(UTC)
-            reason = (
-                f"ResourceInitializationError: unable to pull secrets or registry auth: unable to retrieve secret from "
-                f"ssm: invalid parameters: {missing[0]}"
-                if missing
-                else "Essential container in task exited"
-            )
-            self._begin_stop(task, "TaskFailedToStart" if missing else "EssentialContainerExited", reason)
-            task.exit_code = None if missing else 1
-            await self._drain(service, task)
-            service.event(
-                f"(deployment {new.id}) deployment failed: tasks failed to start."
-                if new.failed == 3
-                else f"has stopped 1 running tasks: (task {task.id})."
-            )
-            if service.tier.service.circuit_breaker and new.failed >= BREAKER_THRESHOLD:
-                await self._roll_back(service, new)
-                return
+            self._begin_stop(task, "ServiceSchedulerInitiated", _scaling(keep))
+        service.event(f"has begun draining connections on {len(old)} tasks.")
+        await self._all(self._drain(service, task) for task in old)
+        ids = " ".join(f"(task {task.id})" for task in old)
+        service.event(f"has stopped {len(old)} running tasks: {ids}.")
 
     async def _roll_back(self, service: Service, failed: Deployment) -> None:
+        """The circuit breaker: a deployment of the old definition, whose tasks the scenario lets live."""
         back = Deployment(_new_deployment_id(), service.definition, datetime.now(UTC))
+        back.rolls_back = True
         back.set("IN_PROGRESS", f"ECS deployment circuit breaker: rolling back to deploymentId {back.id}.")
         failed.status = "ACTIVE"
-        failed.set("FAILED", f"ECS deployment circuit breaker: tasks failed to start. Rolling back to {back.id}.")
+        failed.set("FAILED", "ECS deployment circuit breaker: tasks failed to start.")
         service.deployments.insert(0, back)
-        service.event(f"(deployment {failed.id}) rolling back to (deployment {back.id}).")
+        service.event(f"(deployment {failed.id}) deployment failed: tasks failed to start.")
+        service.event(f"rolling back to (deployment {back.id}).")
         await self._settle(service, back)
-        service.deployments.append(failed)
-        failed.status = "INACTIVE"
+        if back.rollout_state == "COMPLETED":
+            failed.status = "INACTIVE"
+            service.deployments.append(failed)
 
-    async def _start_task(self, service: Service, deployment: Deployment, *, survives: bool = True) -> Task:
+    async def _start_task(self, service: Service, deployment: Deployment) -> bool:
+        """Take one new task from PROVISIONING to RUNNING; False when it ended before."""
         pace = service.tier.service.deployment.start_seconds / 3
-        task = Task(
-            self._fresh_spec(service),
-            service.name,
-            deployment.id,
-            service.definition,
-            image(service.tier),
-            created_at=datetime.now(UTC),
-        )
+        spec = self._fresh_spec(service)
+        created = datetime.now(UTC)
+        task = Task(spec, service.name, deployment.id, service.definition, image(service.tier), created)
         service.tasks.append(task)
         await asyncio.sleep(pace)
         task.move("PENDING")
         await asyncio.sleep(pace)
-        if survives:
+        failure = self._declared_failure(service, deployment)
+        if failure is None:
             task.spec = replace(task.spec, started_at=datetime.now(UTC))
-            await self._launch(task)
-            task.started_at = task.spec.started_at
-            task.move("RUNNING")
-            service.event(f"has started 1 tasks: (task {task.id}).")
-            if task.spec.tier in DISCOVERED:
-                self.discovery(task.spec.tier, task.spec.ip, True)
-            await asyncio.sleep(pace)
-        return task
+            error = await self._launch([task])
+            failure = None if error is None else ("EssentialContainerExited", "Essential container in task exited", 1)
+        if failure is not None:
+            await self._start_failed(service, deployment, task, failure)
+            return False
+        if task.desired_status == "STOPPED":
+            await self._kill(task)
+            return False
+        task.started_at = task.spec.started_at
+        task.move("RUNNING")
+        service.event(f"has started 1 tasks: (task {task.id}).")
+        if task.spec.tier in DISCOVERED:
+            self.discovery(task.spec.tier, task.spec.ip, True)
+        await asyncio.sleep(pace)
+        return True
+
+    @staticmethod
+    def _declared_failure(service: Service, deployment: Deployment) -> tuple[str, str, int | None] | None:
+        spec = service.tier.service
+        if spec.missing_secrets:
+            reason = (
+                "ResourceInitializationError: unable to pull secrets or registry auth: unable to retrieve secrets from "
+                f"ssm: invalid parameters: {', '.join(spec.missing_secrets)}"
+            )
+            return "TaskFailedToStart", reason, None
+        if spec.deployment.outcome == "failed" and not deployment.rolls_back:
+            return "EssentialContainerExited", "Essential container in task exited", 1
+        return None
+
+    async def _start_failed(
+        self, service: Service, deployment: Deployment, task: Task, failure: tuple[str, str, int | None]
+    ) -> None:
+        code, reason, task.exit_code = failure
+        deployment.failed += 1
+        deployment.updated_at = datetime.now(UTC)
+        self._begin_stop(task, code, reason)
+        service.event(f"(task {task.id}) failed to start: {reason}")
+        await self._drain(service, task)
 
     def _fresh_spec(self, service: Service) -> TaskSpec:
         """A new task of a service: like the declared ones, but healthy and built from the live tables."""
@@ -605,7 +640,8 @@ class Cluster:
             await asyncio.sleep(pace)
             if status == "STOPPING":
                 await self._kill(task)
-                task.exit_code = 0 if task.exit_code is None else task.exit_code
+                if task.exit_code is None and task.started_at is not None:
+                    task.exit_code = 0
         task.stopped_at = datetime.now(UTC)
         task.move("STOPPED")
 
@@ -640,6 +676,10 @@ _NO_ROOM = (
     "Instances were found in your capacity provider. For more information, see the Troubleshooting section of the "
     "Amazon ECS Developer Guide."
 )
+
+
+def _scaling(deployment: Deployment) -> str:
+    return f"Scaling activity initiated by (deployment {deployment.id})"
 
 
 def image(tier: TierSpec) -> str:

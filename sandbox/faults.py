@@ -29,7 +29,7 @@ class Faults:
         self._armed = [_Armed(fault) for fault in faults]
 
     def pick(self, call: Call) -> Fault | None:
-        """Return the fault for this call, counting it: a rate of 0.5 hits every second call, the same ones in any run."""
+        """Return the fault for this call, counting it: a rate of 0.5 hits every second call, in any run."""
         for armed in self._armed:
             fault = armed.fault
             if not _matches(fault, call) or (fault.times is not None and armed.hits >= fault.times):

@@ -3,18 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fill moto with what Terraform and the tasks would have made: queues, parameters, tables, addresses, NAT, Cloud Map.
 
-Names are those of release 1.3.5. All of it goes through the public API, but for the date of a parameter, which no API can
-set back.
+Names are those of release 1.3.5. All of it goes through the public API, but for the date of a parameter, which no API
+can set back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-import boto3
 from botocore.config import Config
 
 from .model import (
@@ -29,6 +26,7 @@ from .model import (
     Eip,
     Scenario,
 )
+from .moto_backend import Moto
 from .scenario import secrets_of
 
 HEARTBEAT = "/cabal/healthcheck_ping_ecs_reconfigure"
@@ -37,35 +35,32 @@ FIXTURE_INVISIBLE_SECONDS = 43_200
 
 
 class Seeder:
-    """Seeds one scenario through the endpoint; also keeps Cloud Map in step with tasks that come and go later."""
+    """Seeds one scenario into moto; also keeps Cloud Map in step with tasks that come and go later. Blocking."""
 
-    def __init__(self, scenario: Scenario, endpoint: str) -> None:
+    def __init__(self, scenario: Scenario, moto: Moto, endpoint: str) -> None:
         self.scenario = scenario
+        self._moto = moto
         self._endpoint = endpoint
-        self._session = boto3.Session(
-            aws_access_key_id="seed",
-            aws_secret_access_key="seed",
-            region_name=REGION,  # noqa: S106
-        )
+        self._session: Any = None
         self._discovery_services: dict[str, str] = {}
 
     def _client(self, service: str) -> Any:
-        config = Config(retries={"max_attempts": 1}, parameter_validation=False, max_pool_connections=4)
+        config = Config(retries={"max_attempts": 1}, parameter_validation=False)
         return self._session.client(service, endpoint_url=self._endpoint, config=config)
 
     def run(self) -> None:
-        """Seed everything. Services do not depend on each other, so they go side by side."""
-        steps: list[Callable[[], None]] = [
+        """Seed everything."""
+        self._moto.open()
+        self._session = self._moto.session()
+        for step in (
             self._parameters,
             self._network,
             self._queues,
             self._tables,
             self._discovery,
             self._metric_filters,
-        ]
-        with ThreadPoolExecutor(len(steps)) as pool:
-            for future in [pool.submit(step) for step in steps]:
-                future.result()
+        ):
+            step()
 
     # -- messages ------------------------------------------------------------------------------------------------
 
