@@ -524,7 +524,7 @@ def address_map(
 
     Args:
         triage: the fact ``triage``.
-        work_dir: the run's private directory with addresses.jsonl, failed_recipients.jsonl and containers/.
+        work_dir: the run's private directory with addresses.jsonl, failed_recipients.jsonl and <task>.out.
         masker: masks what is returned.
         limits: when a map is stale.
         examples: most examples a state.
@@ -662,7 +662,7 @@ def _raw(work_dir: Path, task: str) -> bytes | None:
     if not task.isalnum():
         return None
     try:
-        return (work_dir / "containers" / f"{task}.out").read_bytes()
+        return (work_dir / f"{task}.out").read_bytes()
     except OSError:
         return None
 

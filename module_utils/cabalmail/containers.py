@@ -633,9 +633,10 @@ def _overall(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _output(result: Mapping[str, Any]) -> tuple[bytes | None, float | None]:
     """The probe's bytes and when they had arrived by our clock."""
-    path = result.get("dest")
+    path, kept = result.get("dest"), result.get("stdout_b64")
     if not path:
-        return None, None
+        # A session that broke leaves no file; what had come until then is still evidence.
+        return (_from_base64([str(kept).encode()])[0] if kept else None), None
     try:
         file = Path(str(path))
         return file.read_bytes(), file.stat().st_mtime

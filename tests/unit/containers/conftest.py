@@ -10,13 +10,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[3]
+START = "/start.sh"
 PROBE = REPO / "roles/container_evidence/files/probe.sh"
 
 # Answers `makemap -u hash FILE` for a .db that is its own dump: the probe is what is tested here, not Berkeley DB.
@@ -34,6 +34,9 @@ cat <<'END'
 \t\tTotal requests: 2
 END
 """
+LOOP = """#!/bin/bash
+while :; do MSG=$(aws sqs receive-message --queue-url secret --wait-time-seconds 20 || true); done
+"""
 MOUNTS = """
 set -e
 root=$1; shift
@@ -42,7 +45,6 @@ for name in usr bin sbin lib lib32 lib64; do
   if [ -L "/$name" ]; then ln -sfn "$(readlink "/$name")" "$root/$name"
   else mkdir -p "$root/$name"; mount --rbind "/$name" "$root/$name"; fi
 done
-for tool in $(ls "$root/tools"); do :; done
 mkdir -p "$root/proc" "$root/dev"
 mount -t proc proc "$root/proc"
 mount --bind /dev "$root/dev"
@@ -80,7 +82,7 @@ class Container:
         """What the probe (or another script) prints in the container, under that shell."""
         self.write("/probe.sh", script if script is not None else PROBE.read_text())
         lines = [*self.programs, f"sleep {seconds}" if self.programs else ":", f"exec 3>&-; {shell} /probe.sh"]
-        self.write("/start.sh", "\n".join(lines) + "\n")
+        self.write(START, "\n".join(lines) + "\n")
         environment = {"PATH": "/tools:/usr/sbin:/usr/bin:/sbin:/bin", **self.environment}
         done = subprocess.run(
             [
@@ -94,7 +96,7 @@ class Container:
                 "mounts",
                 str(self.root),
                 "/bin/bash",
-                "/start.sh",
+                START,
             ],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -125,7 +127,7 @@ def _namespaces() -> bool:
 
 
 @pytest.fixture
-def container(tmp_path: Path) -> Iterator[Container]:
+def container(tmp_path: Path) -> Container:
     """An smtp-in container that is in order, as far as files go."""
     if not _namespaces():
         pytest.skip("this machine allows no mount and process namespaces")
@@ -147,10 +149,6 @@ def container(tmp_path: Path) -> Iterator[Container]:
     made.tool("makemap", MAKEMAP)
     made.tool("mailq", MAILQ)
     # The loop as it stands in the images: a bash script that waits for an aws call.
-    made.write(
-        "/usr-local/reconfigure.sh",
-        "#!/bin/bash\nwhile :; do MSG=$(aws sqs receive-message --queue-url secret 20 || true); done\n",
-        mode=0o755,
-    )
+    made.write("/usr-local/reconfigure.sh", LOOP, mode=0o755)
     made.tool("aws", "#!/bin/bash\nsleep 600\n")
-    yield made
+    return made
