@@ -1,0 +1,310 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The seven answers about a loop, from the container, from the log, from both, and from neither."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from ansible.module_utils.cabalmail.reconfigure_loop import LoopLimits, reconfigure_loop
+
+NOW = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
+TASK = "a" * 32
+HOURS = 5 * 3600
+FRESH = 300
+
+
+def ago(seconds: float | None) -> str | None:
+    return None if seconds is None else (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def container(
+    db: float | None = FRESH,
+    text: float | None = None,
+    sendmail: float | None = 200,
+    tier: str = "smtp-in",
+    **loop: Any,
+) -> dict[str, Any]:
+    """An entry of containers.tasks."""
+    text = db if text is None else text
+    files = {}
+    for path in ("/etc/mail/access", "/etc/mail/mailertable", "/etc/mail/virtusertable"):
+        if db is not None:
+            files[f"{path}.db"] = {"age_seconds": db, "mtime": ago(db)}
+            files[path] = {"age_seconds": text, "mtime": ago(text)}
+    process = {"process": "alive", "state": "S", "stopped": False, "age_seconds": 90000.0, "children": [], **loop}
+    return {
+        "tier": tier,
+        "task": TASK,
+        "status": "complete",
+        "started_at": ago(90000),
+        "files": files,
+        "loop": process,
+        "sendmail_age_seconds": sendmail,
+    }
+
+
+def lines(done: float | None = FRESH, **more: Any) -> dict[str, Any]:
+    """The loop's lines in the log, an entry of by_tier.<tier>.tasks."""
+    loop = {
+        "starts": 3,
+        "dones": 3 if done is not None else 0,
+        "messages": 1,
+        "fallbacks": 3,
+        "periodic_only": False,
+        "pings_sent": 3,
+        "pings_failed": 0,
+        "last_start": ago(done),
+        "last_done": ago(done),
+        "last_ping": ago(done),
+        "exits": [],
+        "errors": [],
+        "gave_up": None,
+        "unfinished_since": None,
+        **more,
+    }
+    return {"loop": loop}
+
+
+def facts(
+    entry: dict[str, Any] | None = None,
+    log: dict[str, Any] | None = None,
+    *,
+    coverage: str = "complete",
+    heartbeat: dict[str, Any] | None = None,
+    queue: dict[str, Any] | None = None,
+    newest: float | None = None,
+    window: float = 2880,
+    started: float = 90000,
+    last_event: float = 60,
+) -> dict[str, Any]:
+    tasks = {TASK: log} if log else {}
+    return {
+        "alert": {"window": {"start": ago(window), "end": ago(0)}},
+        "tiers": {
+            "by_tier": {
+                "smtp-in": {
+                    "coverage": {"status": coverage, "log_group_exists": True, "last_event": ago(last_event)},
+                    "tasks": tasks,
+                }
+            }
+        },
+        "containers": {"tasks": [entry] if entry else []},
+        "environment": {
+            "services": {
+                "smtp-in": {
+                    "status": "complete",
+                    "tasks": [{"id": TASK, "last_status": "RUNNING", "started_at": ago(started)}],
+                }
+            },
+            "queues": {"smtp-in": queue or {"visible": 0, "not_visible": 0}},
+            "parameters": {"heartbeat": heartbeat if heartbeat is not None else {"exists": False}},
+            "addresses": {"newest_request": ago(newest)},
+        },
+    }
+
+
+def answer(*args: Any, **more: Any) -> dict[str, Any]:
+    section = reconfigure_loop(facts(*args, **more), LoopLimits())
+    json.dumps(section)
+    (row,) = section["tasks"]
+    assert section["by_state"][row["state"]] == [TASK]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("entry", "state", "cure"),
+    [
+        (container(), "healthy", "none"),
+        (container(db=1000), "healthy", "none"),
+        (container(process="dead"), "dead", "restart_task"),
+        (container(db=HOURS, process="dead"), "dead", "restart_task"),
+        (container(stopped=True, state="T"), "hung", "restart_task"),
+        (container(db=HOURS, stopped=True, state="T"), "hung", "restart_task"),
+        (container(db=HOURS), "hung", "restart_task"),
+        (container(db=HOURS, state="D"), "hung", "restart_task"),
+        (container(db=HOURS, text=60), "failing", "none"),
+        (container(db=HOURS, age_seconds=300.0), "failing", "none"),
+        (container(db=FRESH, sendmail=HOURS), "failing", "none"),
+        (container(process="unknown"), "unknown", "none"),
+        (container(db=None), "unknown", "none"),
+    ],
+)
+def test_what_the_container_alone_says(entry: dict[str, Any], state: str, cure: str) -> None:
+    row = answer(entry, coverage="unavailable")
+    assert (row["state"], row["cure"]) == (state, cure)
+    assert row["sources"] == ([] if state == "unknown" else ["exec"])
+    assert row["why"]
+
+
+def test_a_call_that_hangs_is_named() -> None:
+    child = {"name": "aws", "call": "dynamodb scan", "state": "S", "age_seconds": 17000.0}
+    row = answer(container(db=HOURS, children=[child]), coverage="unavailable")
+    assert row["state"] == "hung"
+    assert "aws dynamodb scan" in row["why"]
+
+
+def test_a_long_poll_is_no_hanging_call() -> None:
+    child = {"name": "aws", "call": "sqs receive-message", "state": "S", "age_seconds": 19.0}
+    assert answer(container(children=[child]), coverage="unavailable")["state"] == "healthy"
+
+
+AWS = "An error occurred (ProvisionedThroughputExceededException) when calling the Scan operation"
+
+
+@pytest.mark.parametrize(
+    ("log", "state", "could_be"),
+    [
+        (lines(), "healthy", []),
+        (lines(done=1000), "healthy", []),
+        (lines(done=2000), "hung", ["dead"]),
+        (lines(done=None), "hung", ["dead"]),
+        (lines(done=2000, gave_up=ago(1500)), "dead", []),
+        (lines(done=2500, unfinished_since=ago(1600)), "hung", []),
+        (lines(done=2000, exits=[{"status": 65, "count": 2, "last": ago(100)}]), "failing", []),
+        (lines(starts=6, exits=[{"status": 65, "count": 3, "last": ago(100)}]), "failing", []),
+        (
+            lines(
+                done=2000,
+                exits=[{"status": 255, "count": 2, "last": ago(100)}],
+                errors=[{"time": ago(110), "text": AWS}],
+            ),
+            "starved",
+            [],
+        ),
+        (lines(done=2000, errors=[{"time": ago(110), "text": AWS}]), "starved", []),
+        # An exit before the last completed pass is over and done with.
+        (lines(exits=[{"status": 65, "count": 2, "last": ago(2000)}]), "healthy", []),
+    ],
+)
+def test_what_the_log_alone_says(log: dict[str, Any], state: str, could_be: list[str]) -> None:
+    row = answer(None, log)
+    assert (row["state"], row["could_be"], row["sources"]) == (state, could_be, ["logs"])
+
+
+def test_65_is_makemap_and_a_restart_cures_nothing() -> None:
+    row = answer(None, lines(done=2000, exits=[{"status": 65, "count": 2, "last": ago(100)}]))
+    assert (row["exit_status"], row["cure"]) == (65, "none")
+    assert "makemap" in row["why"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"coverage": "unavailable"},
+        {"coverage": "partial"},
+        {"last_event": 3000},
+        {"window": 900},
+        {"started": 300},
+    ],
+)
+def test_silence_proves_nothing_where_the_log_may_not_flow_or_was_watched_too_short(more: dict[str, Any]) -> None:
+    row = answer(None, None, **more)
+    assert (row["state"], row["stuck"], row["cure"]) == ("unknown", None, "none")
+
+
+def test_pings() -> None:
+    exists = {"exists": True, "last_modified": ago(100000)}
+    failed = lines(pings_sent=0, pings_failed=3, last_ping=None)
+    none = lines(pings_sent=0, pings_failed=0, last_ping=None)
+    assert answer(container(), failed, heartbeat=exists)["state"] == "no_ping"
+    assert answer(container(), failed, heartbeat={})["state"] == "no_ping"
+    assert answer(container(), none, heartbeat=exists)["state"] == "no_ping"
+    # Without monitoring there is no ping, and that is no fault.
+    assert answer(container(), none, heartbeat={"exists": False})["state"] == "healthy"
+    assert answer(container(), none, heartbeat={})["state"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("entry", "log", "state"),
+    [
+        (container(db=HOURS, process="dead"), lines(done=None), "dead"),
+        (container(db=HOURS, stopped=True), lines(done=None), "hung"),
+        (container(db=HOURS, age_seconds=60.0), lines(done=None, unfinished_since=ago(2000)), "hung"),
+        (container(db=HOURS, age_seconds=60.0), lines(done=None, errors=[{"time": ago(9), "text": AWS}]), "starved"),
+        (
+            container(db=HOURS, text=60),
+            lines(done=None, exits=[{"status": 65, "count": 3, "last": ago(9)}]),
+            "failing",
+        ),
+        # Stopped since its last good pass: no contradiction.
+        (container(db=FRESH, stopped=True), lines(done=FRESH), "hung"),
+        (container(db=FRESH, process="dead"), lines(done=FRESH), "dead"),
+    ],
+)
+def test_both_agree(entry: dict[str, Any], log: dict[str, Any], state: str) -> None:
+    row = answer(entry, log)
+    assert (row["state"], row["disagreement"], row["sources"]) == (state, None, ["exec", "logs"])
+
+
+def test_a_disagreement_is_said_and_the_container_believed() -> None:
+    section = reconfigure_loop(facts(container(db=HOURS), lines(done=200)), LoopLimits())
+    (row,) = section["tasks"]
+    assert row["state"] == "hung"
+    assert "its log healthy" in row["disagreement"]
+    assert section["status"] == "partial"
+    assert any("its log healthy" in reason for reason in section["reasons"])
+
+
+def test_lines_that_were_lost_do_not_make_a_loop_stuck() -> None:
+    row = answer(container(db=FRESH), lines(done=None))
+    assert row["state"] == "healthy"
+    assert "healthy" in row["disagreement"]
+
+
+def test_a_queue_that_nobody_hears_starves_the_tier() -> None:
+    deaf = lines(messages=0)
+    assert answer(container(), deaf, newest=1500)["state"] == "starved"
+    # No address was made meanwhile, or somebody heard of it, or the log has gaps: nothing to say.
+    assert answer(container(), deaf, newest=None)["state"] == "healthy"
+    assert answer(container(), deaf, newest=100000)["state"] == "healthy"
+    assert answer(container(), lines(), newest=1500)["state"] == "healthy"
+    assert answer(container(), deaf, newest=1500, coverage="partial")["state"] == "healthy"
+
+
+def test_queues_and_heartbeat() -> None:
+    triage = facts(
+        container(),
+        lines(done=4000, last_ping=ago(4000)),
+        heartbeat={"exists": True, "last_modified": ago(600)},
+        queue={"visible": 4, "not_visible": 0},
+        window=7200,
+    )
+    section = reconfigure_loop(triage, LoopLimits())
+    assert section["queues"] == {"smtp-in": {"visible": 4, "not_visible": 0, "signal": "waiting"}}
+    assert section["heartbeat"]["tasks_with_old_value"] == [{"tier": "smtp-in", "task": TASK}]
+    assert section["heartbeat"]["missed"] is True
+
+
+def test_a_queue_that_could_not_be_read_is_unknown_and_not_empty() -> None:
+    section = reconfigure_loop(facts(container(), queue={"visible": None, "not_visible": None}), LoopLimits())
+    assert section["queues"]["smtp-in"]["signal"] == "unknown"
+
+
+def test_tasks_are_known_from_the_log_when_ecs_told_nothing() -> None:
+    triage = facts(None, lines(done=2000))
+    triage["environment"]["services"] = {}
+    (row,) = reconfigure_loop(triage, LoopLimits())["tasks"]
+    assert (row["task"], row["state"]) == (TASK, "hung")
+
+
+def test_preflight_tasks_and_stopped_tasks_have_no_loop() -> None:
+    triage = facts(container(), lines())
+    triage["environment"]["services"]["smtp-in"]["tasks"] += [
+        {"id": "b" * 32, "last_status": "STOPPED"},
+        {"id": "c" * 32, "last_status": "RUNNING", "started_by": "deploy-preflight"},
+    ]
+    assert [row["task"] for row in reconfigure_loop(triage, LoopLimits())["tasks"]] == [TASK]
+
+
+def test_nothing_known_is_unavailable() -> None:
+    section = reconfigure_loop({}, LoopLimits())
+    assert (section["status"], section["tasks"], section["reasons"]) == (
+        "unavailable",
+        [],
+        ["no running task is known"],
+    )
