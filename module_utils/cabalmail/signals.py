@@ -380,11 +380,18 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     return {
         "missing_users": part.get("missing_users"),
         "unwritable": part.get("unwritable"),
-        "disk_full": part.get("disk_full"),
+        "disk_full": full_disks(part.get("disk_full")),
         "stray_mail": part.get("stray_mail"),
         "errors": errors,
         "deferred": deferred,
     }
+
+
+def full_disks(disks: Any) -> list[str] | None:
+    """Full file systems in words."""
+    if disks is None:
+        return None
+    return [f"{row.get('tier')} {row.get('path')} {row.get('used_percent')} %" for row in disks]
 
 
 def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:

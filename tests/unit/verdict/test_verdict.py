@@ -158,7 +158,7 @@ def maintenance(until: str) -> Callable[[Triage], None]:
 
 
 def disk_full(triage: Triage) -> None:
-    triage["local_delivery"]["disk_full"] = ["/home 100 %"]
+    triage["local_delivery"]["disk_full"] = [{"tier": "imap", "path": "/home", "used_percent": 100}]
 
 
 def unseen(triage: Triage) -> None:
@@ -190,6 +190,7 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "reconfigure.hung": loop_state("hung"),
     "reconfigure.failing": loop_state("failing"),
     "reconfigure.starved": loop_state("starved"),
+    "reconfigure.no_ping": loop_state("no_ping"),
     "imap.missing_user": missing_user,
     "imap.maildir_unwritable": unwritable,
     "imap.disk_full": disk_full,
@@ -222,6 +223,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "reconfigure.hung": ("reconfigure_loop",),
     "reconfigure.failing": ("reconfigure_loop",),
     "reconfigure.starved": ("reconfigure_loop",),
+    "reconfigure.no_ping": ("reconfigure_loop",),
     "imap.missing_user": ("local_delivery", "address_map", "tiers"),
     "imap.maildir_unwritable": ("local_delivery",),
     "imap.disk_full": ("local_delivery",),
