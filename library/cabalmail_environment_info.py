@@ -90,6 +90,10 @@ options:
         description: Pattern of the tag C(Name) of the outbound Elastic IP addresses.
         type: str
         default: cabal-nat-eip-*
+      namespace:
+        description: Cloud Map namespace of the tiers.
+        type: str
+        default: cabal.internal
       discovery_tiers:
         description: Tiers that are registered in Cloud Map.
         type: list
@@ -202,6 +206,7 @@ NAMES_SPEC: dict[str, Any] = {
     "image_tag_prefix": {"type": "str", "default": "/cabal/deployed_image_tag/"},
     "nat_name": {"type": "str", "default": "cabal-nat-*"},
     "address_name": {"type": "str", "default": "cabal-nat-eip-*"},
+    "namespace": {"type": "str", "default": "cabal.internal"},
     "discovery_tiers": {"type": "list", "elements": "str", "default": ["imap", "smtp-out"]},
 }
 TIER_SPEC: dict[str, Any] = {

@@ -34,6 +34,7 @@ class Names:
     image_tag_prefix: str = "/cabal/deployed_image_tag/"
     nat_name: str = "cabal-nat-*"
     address_name: str = "cabal-nat-eip-*"
+    namespace: str = "cabal.internal"
     discovery_tiers: tuple[str, ...] = ("imap", "smtp-out")
 
 
@@ -143,21 +144,36 @@ class EnvironmentReader:
             yield from ecs.describe_tasks(cluster=self._request.cluster, tasks=chunk).get("tasks") or []
 
     def _start_discovery(self, tier: Tier, service: Mapping[str, Any]) -> None:
-        """Read Cloud Map's instances by the registry that the service itself names, which needs no further rights."""
+        """Read Cloud Map's instances, by the registry that the ECS service names, which needs no further rights."""
         part = self._discovery.get(tier.tier)
         if part is None:
             return
-        registries = [row.get("registryArn") for row in service.get("serviceRegistries") or []]
-        if not registries or not registries[0]:
-            part.fail(f"service {tier.service} names no registry.")
-            return
-        identity = str(registries[0]).rsplit("/", 1)[-1]
+        registries = service.get("serviceRegistries") or [{}]
+        registry = str(registries[0].get("registryArn") or "").rpartition("/")[2]
 
         def read() -> None:
-            pages = self._client("servicediscovery").get_paginator("list_instances").paginate(ServiceId=identity)
+            client = self._client("servicediscovery")
+            identity = registry or self._registered_service(client, tier.tier)
+            if not identity:
+                part.fail(f"namespace {self._request.names.namespace} has no service {tier.tier}.")
+                return
+            pages = client.get_paginator("list_instances").paginate(ServiceId=identity)
             part.put(instances=shape.instances_of(row for page in pages for row in page.get("Instances") or []))
 
         self._runner.start(part, read)
+
+    def _registered_service(self, client: Any, name: str) -> str | None:
+        """The id of a Cloud Map service by its name, where the ECS service does not name its registry."""
+        wanted = self._request.names.namespace
+        namespaces = client.get_paginator("list_namespaces").paginate()
+        found = (row["Id"] for page in namespaces for row in page["Namespaces"] if row["Name"] == wanted)
+        for namespace in found:
+            only = [{"Name": "NAMESPACE_ID", "Values": [namespace], "Condition": "EQ"}]
+            pages = client.get_paginator("list_services").paginate(Filters=only)
+            for row in (row for page in pages for row in page["Services"]):
+                if row["Name"] == name:
+                    return str(row["Id"])
+        return None
 
     # -- SQS, SSM
 

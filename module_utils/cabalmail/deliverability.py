@@ -1,0 +1,276 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Does the world accept our mail: what the logs, DNS, the DMARC reports and opendkim say, put together.
+
+Nothing is judged here. A share is unknown (None) where its whole is not known, and small numbers are said to be small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .environment.parts import combine
+
+Facts = Mapping[str, Any]
+
+TIER = "smtp-out"
+ADDRESSES_FILE = "addresses.jsonl"
+TOP = 20
+
+CONCENTRATION_BLANK: dict[str, Any] = {
+    "top_provider": None,
+    "share_of_bounces": None,
+    "share_of_attempts": None,
+    "lift": None,
+    "recipients": None,
+    "attempts": None,
+    "small_sample": None,
+    "providers": [],
+    "bounce_reasons": {},
+}
+
+
+def outbound_addresses(triage: Facts, override: Sequence[str] = ()) -> list[str]:
+    """The addresses that mail leaves from: as told, else the Elastic IP addresses of the environment."""
+    if override:
+        return list(override)
+    network = _section(_section(triage, "environment"), "network")
+    return [str(row["ip"]) for row in network.get("addresses") or [] if row.get("ip")]
+
+
+def sending_domains(triage: Facts, control_domain: str, limit: int) -> list[str]:
+    """The domains to ask DNS about: the control domain, then ours among the senders of what failed.
+
+    Then those that opendkim found no key for or signed for, which are known where sendmail logs nothing. Foreign senders
+    (forwarded mail, empty return paths) and hosts of the control domain are left out; at most C(limit) domains.
+    """
+    log = _tier(triage)
+    seen = [str(row.get("domain") or "") for row in _section(log, "bounces").get("sender_domains") or []]
+    signing = opendkim(triage)
+    seen += [*signing["no_match"], *signing["signed"]]
+    apexes = _section(_section(triage, "environment"), "addresses").get("domains") or []
+    control = control_domain.rstrip(".").lower()
+    ours = [
+        name
+        for name in dict.fromkeys(text.strip().rstrip(".").lower() for text in seen)
+        if name and not _below(name, [control]) and (not apexes or _below(name, apexes))
+    ]
+    return [control, *ours][:limit]
+
+
+def _below(name: str, apexes: Iterable[str]) -> bool:
+    return any(name == apex or name.endswith("." + apex) for apex in apexes)
+
+
+def states_of_domains(work_dir: Path, domains: Collection[str]) -> dict[str, str] | None:
+    """How each domain stands in the table of addresses: active, suspended, or absent; None when it was not read.
+
+    A suspended or revoked address's DNS is removed by design, unless another active address shares the domain.
+    """
+    try:
+        stream = (work_dir / ADDRESSES_FILE).open(encoding="utf-8")
+    except OSError:
+        return None
+    states = dict.fromkeys(domains, "absent")
+    with stream:
+        for line in stream:
+            row = json.loads(line)
+            name = ".".join(part for part in (row.get("subdomain"), row.get("tld")) if part).lower()
+            if name in states and states[name] != "active":
+                states[name] = "suspended" if row.get("suspended") else "active"
+    return states
+
+
+def deliverability(
+    triage: Facts,
+    dns: Facts | None,
+    states: Mapping[str, str] | None,
+    control_domain: str,
+    small_sample: int,
+) -> dict[str, Any]:
+    """The section C(deliverability).
+
+    dns: what mail_dns_info returned as C(mail_dns), None when it could not run. states: see C(states_of_domains).
+    small_sample: fewer failed recipients than this say little about shares.
+    """
+    checked = dns or {"status": "unavailable", "reasons": ["DNS: not asked."], "domains": [], "addresses": []}
+    parts = {
+        "concentration": concentration(triage, small_sample),
+        "opendkim": opendkim(triage),
+        "dmarc": dmarc(triage),
+    }
+    status, reasons = combine([checked, *parts.values()])
+    return {
+        "status": status,
+        "reasons": reasons,
+        "addresses": _with_zones(checked.get("addresses") or [], triage),
+        "domains": [_by_design(row, states, control_domain) for row in checked.get("domains") or []],
+        "dns": {
+            "status": checked["status"],
+            "reasons": list(checked["reasons"]),
+            "queries": checked.get("queries") or [],
+            "queries_total": checked.get("queries_total"),
+        },
+        **parts,
+    }
+
+
+def concentration(triage: Facts, small_sample: int) -> dict[str, Any]:
+    """The provider with the most bounces: its share of them against its share of all attempts.
+
+    C(lift) is the ratio of the two: near 1, everybody simply writes to that provider; well above, it refuses more than
+    others do.
+    """
+    log = _tier(triage)
+    coverage = _section(log, "coverage")
+    if coverage.get("status") not in ("complete", "partial"):
+        reasons = [str(reason) for reason in coverage.get("reasons") or []]
+        return _unavailable(CONCENTRATION_BLANK, f"bounces by provider: {' '.join(reasons) or 'the log was not read.'}")
+    bounces = _section(log, "bounces")
+    if coverage.get("blind") and not bounces.get("lines"):
+        return _unavailable(CONCENTRATION_BLANK, f"bounces by provider: {TIER} logs no deliveries at its LogLevel.")
+    rows = [row for row in bounces.get("providers") or [] if row.get("recipients")]
+    recipients = sum(row["recipients"] for row in rows)
+    top = max(rows, key=lambda row: row["recipients"], default=None)
+    attempts = _attempts(bounces, coverage)
+    share = top["recipients"] / recipients if top else None
+    usual = top["attempts"] / attempts if top and attempts else None
+    reasons = [str(reason) for reason in coverage.get("reasons") or []]
+    return {
+        "status": coverage["status"],
+        "reasons": [f"bounces by provider: {reason}" for reason in reasons],
+        "top_provider": top["provider"] if top else None,
+        "share_of_bounces": _rounded(share),
+        "share_of_attempts": _rounded(usual),
+        "lift": _rounded(share / usual) if share is not None and usual else None,
+        "recipients": recipients,
+        "attempts": attempts,
+        "small_sample": recipients < small_sample,
+        "providers": [_provider(row, recipients, attempts) for row in rows[:TOP]],
+        "bounce_reasons": {row["reason"]: row["recipients"] for row in bounces.get("reasons") or []},
+    }
+
+
+def _attempts(bounces: Facts, coverage: Facts) -> int | None:
+    """All attempts, Sent included; None where the log's level leaves sent mail out."""
+    level = coverage.get("log_level") or {}
+    known = level.get("value") if level.get("value") is not None else level.get("at_least")
+    if known is None or known < 8:
+        return None
+    return sum(row.get("attempts") or 0 for row in bounces.get("providers") or [])
+
+
+def _provider(row: Facts, recipients: int, attempts: int | None) -> dict[str, Any]:
+    return {
+        "provider": row["provider"],
+        "recipients": row["recipients"],
+        "attempts": row.get("attempts") if attempts is not None else None,
+        "sent": row.get("sent") if attempts is not None else None,
+        "share_of_bounces": _rounded(row["recipients"] / recipients),
+        "share_of_attempts": _rounded(row["attempts"] / attempts) if attempts else None,
+    }
+
+
+def opendkim(triage: Facts) -> dict[str, Any]:
+    """What opendkim on smtp-out signed and what not, over all tasks, and whether it runs (None: not looked)."""
+    log = _tier(triage)
+    tasks = _section(log, "tasks")
+    signed: Counter[str] = Counter()
+    no_match: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for task in tasks.values():
+        said = _section(task, "opendkim")
+        signed.update(said.get("signed") or {})
+        no_match.update(said.get("no_match") or {})
+        numbers.update({name: said.get(name) or 0 for name in ("key_errors", "not_internal")})
+    running = {
+        str(row["task"]): row.get("opendkim_running")
+        for row in _section(triage, "containers").get("tasks") or []
+        if row.get("tier") == TIER
+    }
+    read = _section(log, "coverage").get("status") in ("complete", "partial")
+    return {
+        "status": "complete" if read else "unavailable",
+        "reasons": [] if read else [f"opendkim: the log of {TIER} was not read."],
+        "signed": dict(signed.most_common(TOP)),
+        "no_match": dict(no_match.most_common(TOP)),
+        "key_errors": numbers["key_errors"] if read else None,
+        "not_internal": numbers["not_internal"] if read else None,
+        "running": running,
+    }
+
+
+def dmarc(triage: Facts) -> dict[str, Any]:
+    """What reporters said of our own addresses in the period, and of strangers who use our names."""
+    section = _section(_section(triage, "environment"), "dmarc")
+    blank = {"ours": None, "strangers": None, "period": None, "newest_report": None, "rows": None}
+    if section.get("status") not in ("complete", "partial"):
+        reasons = [str(reason) for reason in section.get("reasons") or []] or ["DMARC reports: not read."]
+        return {"status": "unavailable", "reasons": reasons, **blank}
+    sources = section.get("sources") or []
+    known = all(row.get("ours") is not None for row in sources)
+    reasons = [str(reason) for reason in section.get("reasons") or []]
+    if not known:
+        reasons.append(
+            "DMARC reports: our outbound addresses are not known, so own and foreign mail cannot be told apart."
+        )
+    return {
+        "status": "partial" if reasons else "complete",
+        "reasons": reasons,
+        "ours": _sum(row for row in sources if row["ours"]) if known else None,
+        "strangers": _sum(row for row in sources if not row["ours"]) if known else None,
+        **{name: section.get(name) for name in ("period", "newest_report", "rows")},
+    }
+
+
+def _sum(rows: Iterable[Facts]) -> dict[str, int]:
+    numbers: Counter[str] = Counter({"messages": 0, "pass": 0, "fail": 0})
+    for row in rows:
+        numbers.update({name: row.get(name) or 0 for name in ("messages", "pass", "fail")})
+    return dict(numbers)
+
+
+def _by_design(row: Facts, states: Mapping[str, str] | None, control_domain: str) -> dict[str, Any]:
+    """Mark what is missing because the address was suspended or revoked: its records are removed on purpose."""
+    name = str(row["domain"])
+    state = "active" if name == control_domain.rstrip(".").lower() else (states or {}).get(name)
+    marked: dict[str, Any] = {**row, "state": state}
+    if state in ("suspended", "absent"):
+        for kind in ("spf", "dkim", "dmarc", "mx"):
+            check = row.get(kind) or {}
+            if check.get("status") == "missing":
+                why = "suspended" if state == "suspended" else "revoked"
+                marked[kind] = {
+                    **check,
+                    "status": "absent_by_design",
+                    "problem": f"{check.get('problem')}; by design, since its addresses are {why}",
+                }
+    return marked
+
+
+def _with_zones(addresses: Iterable[Facts], triage: Facts) -> list[dict[str, Any]]:
+    network = _section(_section(triage, "environment"), "network")
+    zones = {row.get("ip"): row.get("zone") for row in network.get("addresses") or []}
+    return [{**row, "zone": zones.get(row["ip"])} for row in addresses]
+
+
+def _tier(triage: Facts) -> Facts:
+    return _section(_section(_section(triage, "tiers"), "by_tier"), TIER)
+
+
+def _section(facts: Facts, name: str) -> Facts:
+    value = facts.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _unavailable(blank: Facts, reason: str) -> dict[str, Any]:
+    return {"status": "unavailable", "reasons": [reason], **blank}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
