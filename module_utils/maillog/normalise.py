@@ -27,17 +27,25 @@ _ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
 _ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
 _URL = re.compile(r"(?:https?:/?/?|www\.)[^\s<>\"\]]+", re.I)
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}|#)(?:\.(?:\d{1,3}|#)){3}(?:/\d{1,2})?(?::\d{1,5})?(?![\w.]*\w)")
-_IPV6 = re.compile(r"(?<![\w:])(?:IPv6:)?(?:[0-9a-f]{0,4}:){2,7}(?:[0-9a-f]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])", re.I)
+_IPV6 = re.compile(
+    r"(?<![\w:])(?:IPv6:)?(?:[0-9a-f]{0,4}:){2,7}(?:[0-9a-f]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])", re.I
+)
 _TIME = re.compile(
     r"\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-]\d\d:?\d\d)?)?|(?<!\d)\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?![\d:])"
     r"|(?<!\d)\d{1,2}/\d{1,2}/\d{2,4}(?!\d)"
 )
 # A mixed-case last label is no domain but a term (RESOLVER.ADR.RecipientNotFound).
-_HOST = re.compile(r"(?<![\w.@/-])(?:[\w-]{1,63}\.){1,10}(?:[a-z][a-z0-9-]{1,62}|[A-Z][A-Z0-9-]{1,62})\.?(?![\w@/-]|\.\w)")
-_KEPT_CODE = re.compile(
-    r"[A-Z]{1,5}\d{0,3}[-_]?[A-Z]?\d{1,4}\Z|(?:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z", re.I
+_HOST = re.compile(
+    r"(?<![\w.@/-])(?:[\w-]{1,63}\.){1,10}(?:[a-z][a-z0-9-]{1,62}|[A-Z][A-Z0-9-]{1,62})\.?(?![\w@/-]|\.\w)"
 )
-_MEASURE = re.compile(r"\d+(?:[.,]\d+)?(?:s|sec|secs|seconds|m|min|mins|minutes|h|hours|d|days|k|kb|m|mb|g|gb|bytes)?\Z", re.I)
+# A provider's code (S3140, TSS04, OFR_417, RCP-P2) or a standard's name.
+_KEPT_CODE = re.compile(
+    r"[A-Z]{1,5}\d{0,3}[-_]?[A-Z]?\d{1,4}\Z"
+    r"|(?i:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z"
+)
+_MEASURE = re.compile(
+    r"\d+(?:[.,]\d+)?(?:s|secs?|seconds|m|mins?|minutes|h|hours|d|days|kb?|mb?|gb?|bytes)?\Z", re.I
+)
 _PIECE = re.compile(r"[A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*(?:[.:][A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*)*", re.A)
 _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", re.A)
 
@@ -45,15 +53,9 @@ _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", r
 def _mask_piece(match: re.Match[str]) -> str:
     """A run with a digit in it: a code that tells is kept, a number or an identifier is masked."""
     piece = match.group()
-    if _ENHANCED.match(piece):
+    if _ENHANCED.match(piece) or _KEPT_CODE.match(piece):
         return piece
-    if _MEASURE.match(piece):
-        return "<n>"
-    if _KEPT_CODE.match(piece) and not piece[:1].islower():
-        return piece
-    if _KEPT_CODE.match(piece) and len(piece) <= 9 and piece.lower().startswith(("rfc", "utf", "8", "7", "ipv", "base", "tls", "smtp")):
-        return piece
-    return "<id>"
+    return "<n>" if _MEASURE.match(piece) else "<id>"
 
 
 class _Words(dict[str, str]):

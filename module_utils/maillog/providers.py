@@ -22,7 +22,7 @@ _CACHE = 20_000
 
 
 class Provider(NamedTuple):
-    """``name`` as people call it (the registrable domain where the table has none), ``registrable`` domain or ``None``."""
+    """``name`` as people call it, else the registrable domain; ``registrable`` domain or ``None``."""
 
     name: str
     registrable: str | None
@@ -55,7 +55,7 @@ def _suffixes(host: str) -> Iterator[str]:
 class ProviderTable:
     """The shipped table of providers (``data/providers.yml``), with an operator's additions in front.
 
-    :param providers: ``{"providers": [{"name", "mx": [suffix], "domains": [domain]}]}``; the first to name a suffix has it.
+    :param providers: ``{"providers": [{"name", "mx": [suffix], "domains": [domain]}]}``; the first to name one has it.
     """
 
     def __init__(self, providers: Mapping[str, Any]) -> None:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Why a message failed: the reason and the fault of one delivery attempt, by ordered rules that are data.
 
-The first rule whose conditions all hold decides. The shipped rules (``data/reasons.yml``) stand in the order of what is
-worth more: what the answer's text states, then its enhanced code, then its three digits, then sendmail's ``stat=`` word.
+The first rule whose conditions all hold decides. The shipped rules (``data/reasons.yml``) stand in the order of what
+is worth more: what the answer's text states, then its enhanced code, then its three digits, then sendmail's ``stat=``.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ class _Pattern(NamedTuple):
 
     @classmethod
     def of(cls, source: str, vocabulary: Mapping[str, str]) -> _Pattern:
-        source = _NAME.sub(lambda name: vocabulary[name[1]], source)
+        source = expand(source, vocabulary)
         return cls(required_literal(source), re.compile(source).search)
 
     def matches(self, text: str) -> bool:
         return self.literal in text and self.search(text) is not None
+
+
+def expand(source: str, vocabulary: Mapping[str, str]) -> str:
+    """A pattern with each ``%name%`` replaced. Raises ``KeyError`` for a name that the vocabulary lacks."""
+    return _NAME.sub(lambda name: vocabulary[name[1]], source)
 
 
 def required_literal(pattern: str) -> str:
@@ -172,7 +177,7 @@ def _any(patterns: Iterable[_Pattern], text: str) -> bool:
 class Classifier:
     """Gives each failed attempt its reason.
 
-    :param rules: ``data/reasons.yml``, validated (:func:`.rules.check_rules`): ``reasons``, ``telling_hosts``, ``rules``.
+    :param rules: ``data/reasons.yml``, with an operator's rules in front (:func:`.rules.merge_rules`).
     :param providers: ``data/providers.yml``, validated.
     :param codes: ``data/enhanced_codes.yml``.
     :param own_hosts: names of our own relays; a rule may ask for ``relay: [own]``.
@@ -190,6 +195,7 @@ class Classifier:
         self._rules = [_Rule(rule, self.faults[rule["reason"]], words) for rule in rules["rules"]]
         self.providers = providers if isinstance(providers, ProviderTable) else ProviderTable(providers)
         self._codes: Mapping[str, str] = codes["codes"]
+        self._subjects: Mapping[str, str] = codes.get("subjects", {})
         self._own = frozenset(host.lower().rstrip(".") for host in own_hosts)
         self.normalise = Normaliser(rules.get("telling_hosts", ()))
         self._asked = {field for rule in self._rules for field, _ in rule.choices}
@@ -214,8 +220,9 @@ class Classifier:
         return found
 
     def code_text(self, enhanced: str) -> str | None:
-        """What the IANA registry says an enhanced code means; a temporary one has the text of its permanent twin."""
-        return self._codes.get(f"x{enhanced[1:]}")
+        """What the IANA registry says an enhanced code means; for one that it lacks, the text of the code's subject."""
+        shape = f"x{enhanced[1:]}"
+        return self._codes.get(shape) or self._subjects.get(shape.rpartition(".")[0])
 
     def rules_that_hold(self, attempt: Attempt) -> list[str]:
         """The ids of all rules that hold, the deciding one first: for validation and to explain a decision."""
@@ -234,7 +241,7 @@ class Classifier:
         reply, stat = attempt.reply, attempt.stat
         code, enhanced, body = _codes_of(reply or _answer_in(stat))
         if not code:
-            # An answer that shows its three digits shows its enhanced code as well: the logged one is then sendmail's own.
+            # An answer with its three digits shows its own enhanced code as well; dsn= beside it may be made up.
             code, enhanced = attempt.code or "", enhanced or attempt.enhanced or ""
         where, provider = self._relays(attempt.relay)
         return _Evidence(
@@ -267,7 +274,7 @@ def _remember(cache: dict[Any, Reason], key: Any, reason: Reason) -> Reason:
 
 
 def _answer_in(stat: str) -> str:
-    """What ``stat=`` tells where there is no ``reply=`` (all that sendmail before 8.16 logs); ``""`` for its own bare words."""
+    """What ``stat=`` tells where there is no ``reply=`` (sendmail before 8.16 logs none); ``""`` for a bare word."""
     text = _DEFERRED.sub("", stat, count=1)
     return "" if _BARE_STAT.match(text) else text
 
