@@ -19,14 +19,15 @@ KEY_BYTES = 32
 
 # An atom of a local part as logs show it: anything but what ends an address in running text. RFC 5321 allows less,
 # but what a hostile sender writes has to be masked too. The look-behind lets a match start only where a run starts,
-# which keeps the search linear on text without any "@"; a quoted local part is 64 octets long at most, so 320 characters
-# hold any, escapes included.
+# which keeps the search linear on text without any "@"; a quoted local part is 64 octets long at most, so that 320
+# characters hold any, escapes included.
 _ATOM = r"[^\s<>@,;:\"()\[\]\\]"
 _ADDRESS = re.compile(
     rf"(?P<local>\"(?:[^\"\\\n]|\\.){{0,320}}+\"|(?<!{_ATOM}){_ATOM}++)@(?P<domain>\[[^\]\s<>]*\]|[\w.-]+)"
 )
-# `<bob>... User unknown`, `to=<bob>`, and an address that a log cut before its "@" (`<bob.sm...`, or the end of line).
-_BARE = re.compile(r"<(?P<bare>[^<>@\s]+?)(?P<end>>|\.\.\.|\Z)")
+# `<bob>... User unknown`, `to=<bob>`, and an address that a log cut before its "@" (`<bob.sm...`, or the end of line);
+# but not what stands for a variable part in a normalised answer.
+_BARE = re.compile(r"<(?!(?:address|host|ip|time|url|id|n)>)(?P<bare>[^<>@\s]+?)(?P<end>>|\.\.\.|\Z)")
 _BARE_FIELD = re.compile(r"(?P<field>\b(?:to|ctladdr|user|arg1)=)(?P<bare>[A-Za-z0-9][\w.+-]*)(?=[,\s]|\Z)")
 _MASKED = re.compile(r".?\*\*\*~[0-9a-f]{6}\Z")
 

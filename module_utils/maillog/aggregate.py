@@ -508,7 +508,7 @@ class TierAggregator:
         if record.expired:
             self._expired[digest] = max(when, self._expired.get(digest, 0))
         elif record.kind in ("dsn", "return") and not record.text.startswith(("Return receipt", "Relayed", "Warning")):
-            # Usually the `to=` line says it too. At LogLevel 6, for a user that moved and for too many hops only this does.
+            # Usually the `to=` line says it too. At LogLevel 6, for a user that moved, for too many hops only this.
             held = self._noticed.get(digest)
             if held is None or (when, record.text) < held:
                 self._noticed[digest] = (when, record.text)

@@ -49,7 +49,8 @@ _BARE = re.compile(
 )
 _DELIVERY = re.compile(
     rf"(?P<id>{_QUEUE_ID}): to=(?P<to>{_VALUE})(?:, \[more\])?, (?:ctladdr=(?P<ctladdr>{_VALUE}), )?"
-    rf"delay=(?P<delay>[\d+:]++)(?:, xdelay=[\d+:]*+)?(?:, mailer=(?P<mailer>[^,]*+))?(?:, pri=-?\d++)?(?:, relay=(?P<relay>{_NAME}))?"
+    r"delay=(?P<delay>[\d+:]++)(?:, xdelay=[\d+:]*+)?(?:, mailer=(?P<mailer>[^,]*+))?(?:, pri=-?\d++)?"
+    rf"(?:, relay=(?P<relay>{_NAME}))?"
     r"(?:, dsn=(?P<dsn>\d\.\d{1,3}\.\d{1,3})(?![\d.]))?(?:, ntries=\d++)?(?:, quarantine=[^,]*+)?(?P<rest>.*)",
     re.DOTALL,
 )

@@ -1,0 +1,382 @@
+#!/usr/bin/python
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cloudwatch_maillog_info
+short_description: Say what the mail tiers logged, and why mail failed
+description:
+  - Reads the CloudWatch log groups of mail tiers over a window, once, and counts what sendmail and its neighbours
+    logged. That is lines (what a metric filter counts), messages and recipients apart, enhanced status codes,
+    reasons, providers, recipient and sender domains, relays, the answers of the far ends, a timeline, refused
+    transactions, deferrals, and per task what the reconfigure loop, opendkim, hosts-pin and supervisord said.
+  - Says for each tier how much the numbers are worth, with the status of the reading, the delay between an event and
+    its ingestion, and the log level as far as the lines give it away. What could not be read is null and never 0.
+  - Groups and parts of the window are read side by side within one budget of requests. Answers that AWS throttles
+    are asked for again, more slowly.
+  - Nothing is changed. Addresses are masked in all that is returned.
+author: The cabalmail-runbooks authors
+version_added: "0.1.0"
+options:
+  groups:
+    description: The log groups to read.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      tier:
+        description: Name of the mail tier, unique in the list.
+        type: str
+        required: true
+      log_group:
+        description: Name of its log group.
+        type: str
+        required: true
+  start:
+    description: Beginning of the window, RFC 3339.
+    type: str
+    required: true
+  end:
+    description: End of the window, RFC 3339.
+    type: str
+    required: true
+  metric_pattern:
+    description: What the deployment's metric filter looks for; lines that contain it are counted as it counts.
+    type: str
+    default: dsn=5
+  own_hosts:
+    description: Names of the host to which the tiers relay mail for our own users.
+    type: list
+    elements: str
+    default: [imap.cabal.internal]
+  reason_rules:
+    description:
+      - Rules that give a failure its reason, as in C(data/reasons.yml). The action plugin of the same name loads that
+        file and puts the rules of the variable C(cabalmail_reason_rules) in front.
+    type: dict
+    required: true
+  providers:
+    description:
+      - Table of mail providers, as in C(data/providers.yml). The action plugin loads it and puts the entries of the
+        variable C(cabalmail_providers) in front.
+    type: dict
+    required: true
+  enhanced_codes:
+    description: Texts of the enhanced status codes, as in C(data/enhanced_codes.yml), which the action plugin loads.
+    type: dict
+    required: true
+  requests_per_second:
+    description: FilterLogEvents calls a second, over all groups. The quota of an account and region is 5 to 25.
+    type: float
+    default: 5
+  max_samples:
+    description: Masked log lines kept as samples of each tier.
+    type: int
+    default: 20
+  deadline:
+    default: 40
+extends_documentation_fragment:
+  - amazon.aws.common.modules
+  - amazon.aws.region.modules
+  - amazon.aws.boto3
+  - cabalmail.aws
+  - cabalmail.deadline
+  - cabalmail.work_dir
+attributes:
+  check_mode:
+    support: full
+    description: Only reads, so check mode makes no difference.
+"""
+
+EXAMPLES = r"""
+- name: Read the mail logs of the last hour
+  cloudwatch_maillog_info:
+    region: us-east-1
+    groups:
+      - tier: imap
+        log_group: /ecs/cabal-imap
+      - tier: smtp-out
+        log_group: /ecs/cabal-smtp-out
+    start: "2026-11-24T20:53:14Z"
+    end: "2026-11-24T21:53:14Z"
+    requests_per_second: 10
+  register: read
+
+- name: Show why mail from smtp-out bounced
+  ansible.builtin.debug:
+    var: read.tiers.by_tier['smtp-out'].bounces.reasons
+"""
+
+RETURN = r"""
+status:
+  description: C(complete), C(partial) or C(unavailable), over all tiers.
+  returned: always
+  type: str
+  sample: complete
+reasons:
+  description: One sentence for each group that could not be read whole. Empty when complete.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+tiers:
+  description: What was read.
+  returned: always
+  type: dict
+  contains:
+    status:
+      description: As RV(status).
+      type: str
+      returned: always
+    reasons:
+      description: As RV(reasons).
+      type: list
+      elements: str
+      returned: always
+    window:
+      description: C(start) and C(end) of what was read.
+      type: dict
+      returned: always
+    stats:
+      description: C(pages), C(events), C(bytes), C(throttled) (answers that AWS refused for their rate), C(seconds).
+      type: dict
+      returned: always
+    by_tier:
+      description: A section for each tier, by its name.
+      type: dict
+      returned: always
+      contains:
+        coverage:
+          description:
+            - What the numbers are worth. C(status), C(reasons), C(log_group_exists), C(events), C(mail_lines),
+              C(cut_lines) (delivery lines cut before they say anything), C(first_event), C(last_event),
+              C(last_ingested), C(max_lag_seconds), C(blind) (true when mail passes and its fate is not logged, null
+              when nothing shows either), C(log_level) (C(at_least), inferred from the kinds of lines).
+          type: dict
+          returned: always
+        deliveries:
+          description:
+            - Recipients that were C(sent), C(deferred) (attempts), C(bounced), C(expired), and transactions that the
+              tier C(rejected).
+          type: dict
+          returned: always
+        bounces:
+          description:
+            - C(lines) that hold the metric's pattern, C(bounced_lines), C(messages), C(recipients), the largest count
+              of lines in 30 minutes (C(peak)), and the bounces by C(codes), C(reasons), C(providers), C(domains),
+              C(sender_domains), C(senders), C(relays), C(replies), with masked C(samples).
+          type: dict
+          returned: always
+        unseen:
+          description: Bounces of another tier's mail that this tier caused and no metric sees, C(by_relay).
+          type: dict
+          returned: always
+        rejects:
+          description: What the tier refused at its own door, by reason, code and text.
+          type: list
+          elements: dict
+          returned: always
+        deferrals:
+          description: Temporary failures; C(lines), C(messages), C(codes), C(reasons), C(relays).
+          type: dict
+          returned: always
+        timeline:
+          description: Counts by minute; minutes without any are left out.
+          type: list
+          elements: dict
+          returned: always
+        tasks:
+          description: By task id, what the loop, opendkim, hosts-pin and supervisord of the task logged.
+          type: dict
+          returned: always
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from typing import Any, NoReturn
+
+from ansible.module_utils.aws_support import aws_module, client
+from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
+from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
+from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
+from ansible.module_utils.maillog.aggregate import Event, TierAggregator, unavailable_tier
+from ansible.module_utils.maillog.reasons import Classifier
+
+FAILED_FILE = "failed_recipients.jsonl"
+PROGRESS_FILE = "maillog.progress"
+MAX_FAILED = 10_000
+THREADS = 8
+# Left of the deadline for the sums and for handing the result over.
+CLOSING_SECONDS = 0.5
+
+ARGUMENTS: dict[str, Any] = {
+    "groups": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {"tier": {"type": "str", "required": True}, "log_group": {"type": "str", "required": True}},
+    },
+    "start": {"type": "str", "required": True},
+    "end": {"type": "str", "required": True},
+    "metric_pattern": {"type": "str", "default": "dsn=5"},
+    "own_hosts": {"type": "list", "elements": "str", "default": ["imap.cabal.internal"]},
+    "reason_rules": {"type": "dict", "required": True},
+    "providers": {"type": "dict", "required": True},
+    "enhanced_codes": {"type": "dict", "required": True},
+    "requests_per_second": {"type": "float", "default": 5},
+    "max_samples": {"type": "int", "default": 20},
+    "work_dir": {"type": "path"},
+    "deadline": {"type": "float", "default": 40},
+}
+
+
+class Progress:
+    """Writes how far the reading is, for whoever watches the work directory, about once a second."""
+
+    def __init__(self, work_dir: str | None, started: float) -> None:
+        self._path = os.path.join(work_dir, PROGRESS_FILE) if work_dir else None
+        self._started = started
+        self._written = started
+
+    def show(self, pages: int, events: int) -> None:
+        now = time.monotonic()
+        if self._path is None or now - self._written < 1:
+            return
+        self._written = now
+        with contextlib.suppress(OSError):
+            write_private(
+                self._path, json.dumps({"pages": pages, "events": events, "seconds": round(now - self._started)})
+            )
+
+
+def write_private(path: str, text: str) -> None:
+    """Write a file of mode 0600 under its name at once, never through a link that somebody left there."""
+    draft = f"{path}.{os.getpid()}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+        stream.write(text)
+    os.replace(draft, path)
+
+
+def window(module: Any) -> tuple[int, int]:
+    """The window in milliseconds; ends the module with a sentence when it is none."""
+    try:
+        start, end = epoch_ms(module.params["start"]), epoch_ms(module.params["end"])
+    except ValueError as error:
+        module.fail_json(msg=f"The window can't be read: {error}.")
+        raise AssertionError("fail_json ends the process") from error
+    if start >= end:
+        module.fail_json(msg=f"The window ends ({module.params['end']}) before it starts ({module.params['start']}).")
+    return start, end
+
+
+def check(module: Any) -> None:
+    """What the argument specification can't say."""
+    tiers = [group["tier"] for group in module.params["groups"]]
+    if not tiers or len(set(tiers)) != len(tiers):
+        module.fail_json(msg="The option groups must name each tier once, and at least one.")
+    if module.params["requests_per_second"] <= 0:
+        module.fail_json(msg="The option requests_per_second must be above 0.")
+    if module.params["deadline"] <= 0:
+        module.fail_json(msg="The option deadline must be above 0 seconds.")
+
+
+def write_failed(work_dir: str, aggregators: dict[str, TierAggregator]) -> None:
+    """Addresses in clear go to this file only."""
+    rows = [row for aggregator in aggregators.values() for row in aggregator.failed][:MAX_FAILED]
+    lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    write_private(os.path.join(work_dir, FAILED_FILE), lines)
+
+
+def read_tiers(module: Any, started: float) -> dict[str, Any]:
+    """The section `tiers`."""
+    options = module.params
+    start, end = window(module)
+    check(module)
+    work_dir = options["work_dir"]
+    masker = Masker(load_or_create_key(work_dir) if work_dir else secrets.token_bytes(32))
+    try:
+        classifier = Classifier(
+            options["reason_rules"], options["providers"], options["enhanced_codes"], own_hosts=options["own_hosts"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        module.fail_json(msg=f"The options reason_rules, providers and enhanced_codes don't fit together: {error!r}.")
+    aggregators = {
+        group["tier"]: TierAggregator(
+            group["tier"], group["log_group"], classifier, masker, start, end,
+            metric_pattern=options["metric_pattern"], own_hosts=options["own_hosts"],
+            max_samples=options["max_samples"],
+        )
+        for group in options["groups"]
+    }  # fmt: skip
+    module.cabalmail_session._session.register_component("response_parser_factory", RawPagesFactory())
+    until = started + options["deadline"] - min(CLOSING_SECONDS, options["deadline"] / 4)
+    budget = max(1.0, until - time.monotonic())
+    logs = client(
+        module, "logs", connect_timeout=min(3.0, budget), read_timeout=min(10.0, budget), max_attempts=1,
+        max_pool_connections=THREADS,
+    )  # fmt: skip
+    reader = Reader(logs, until, options["requests_per_second"], THREADS)
+    progress = Progress(work_dir, started)
+    pages = events = 0
+    groups = [(group["tier"], group["log_group"]) for group in options["groups"]]
+    for page in reader.read(groups, start, end):
+        found = page.events()
+        aggregators[page.tier].feed(
+            Event(item["logStreamName"], item["timestamp"], item["message"], item.get("ingestionTime"), item["eventId"])
+            for item in found
+        )
+        pages += 1
+        events += len(found)
+        progress.show(pages, events)
+    by_tier, reasons = {}, []
+    for tier, group in groups:
+        outcome = reader.outcomes[tier]
+        status = outcome.status
+        why = []
+        if status != "complete":
+            why = [outcome.problem or f"Reading the log group {group} ended early: its time was up."]
+        reasons += why
+        if status == "unavailable":
+            by_tier[tier] = unavailable_tier(tier, group, why, exists=outcome.exists)
+        else:
+            by_tier[tier] = aggregators[tier].result(status, why)
+    if work_dir:
+        write_failed(work_dir, aggregators)
+    return {
+        "status": overall([section["coverage"]["status"] for section in by_tier.values()]),
+        "reasons": reasons,
+        "window": {"start": format_rfc3339(start), "end": format_rfc3339(end)},
+        "stats": {
+            "pages": pages,
+            "events": events,
+            "bytes": reader.bytes,
+            "throttled": reader.bucket.throttled,
+            "seconds": round(time.monotonic() - started, 3),
+        },
+        "by_tier": by_tier,
+    }
+
+
+def overall(statuses: list[str]) -> str:
+    """One status of several."""
+    if all(status == "complete" for status in statuses):
+        return "complete"
+    return "unavailable" if all(status == "unavailable" for status in statuses) else "partial"
+
+
+def main() -> NoReturn:
+    started = time.monotonic()
+    module = aws_module(ARGUMENTS, supports_check_mode=True)
+    tiers = read_tiers(module, started)
+    module.exit_json(changed=False, status=tiers["status"], reasons=tiers["reasons"], tiers=tiers)
+    raise AssertionError("exit_json ends the process")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Give the module of the same name its rules, and show how a long reading goes.
+
+A module is sent with Python files only and can't print while it runs. So the rules, the providers and the texts of
+codes are loaded here, with what the inventory adds (``cabalmail_reason_rules``, ``cabalmail_providers``) in front, and
+the file in which the module notes its progress is watched from here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+MODULE = "cloudwatch_maillog_info"
+PROGRESS_FILE = "maillog.progress"
+# A reading that is over sooner needs no words.
+INTERVAL_SECONDS = 3.0
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Run cloudwatch_maillog_info with rules, and say how far it is."""
+
+    _supports_check_mode = True
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the module's result; AnsibleActionFail when the inventory's additions are not of the right kind."""
+        outcome: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        arguments = dict(self._task.args)
+        arguments.setdefault(
+            "reason_rules", in_front("rules", load("reasons.yml"), self._addition(variables, "cabalmail_reason_rules"))
+        )
+        arguments.setdefault(
+            "providers", in_front("providers", load("providers.yml"), self._addition(variables, "cabalmail_providers"))
+        )
+        arguments.setdefault("enhanced_codes", load("enhanced_codes.yml"))
+        with Watch(arguments.get("work_dir")):
+            outcome.update(
+                self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables, tmp=tmp)
+            )
+        # The rules are long, the same for every run, and in the repository.
+        invocation = outcome.get("invocation", {}).get("module_args", {})
+        for name in ("reason_rules", "providers", "enhanced_codes"):
+            invocation.pop(name, None)
+        return outcome
+
+    def _addition(self, variables: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+        value = self._templar.template(variables.get(name) or [])
+        if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+            raise AnsibleActionFail(f"The variable {name} must be a list of entries as in data/, each a dictionary.")
+        return [dict(entry) for entry in value]
+
+
+class Watch:
+    """Shows the module's progress file every few seconds while it is entered."""
+
+    def __init__(self, work_dir: Any) -> None:
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        if work_dir:
+            path = Path(str(work_dir)) / PROGRESS_FILE
+            path.unlink(missing_ok=True)
+            self._thread = threading.Thread(target=self._show, args=(path,), daemon=True)
+
+    def __enter__(self) -> Watch:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _show(self, path: Path) -> None:
+        while not self._over.wait(INTERVAL_SECONDS):
+            try:
+                state = json.loads(path.read_text(encoding="utf-8"))
+                read = f"{state['events']:,} lines, {state['pages']:,} pages, {state['seconds']} s"
+                Display().display(f"  reading the mail logs: {read}")
+            except (OSError, ValueError, KeyError, TypeError):
+                # Nothing was noted yet; the next look is in a few seconds.
+                continue
+
+
+def load(name: str) -> dict[str, Any]:
+    """A data file of the project."""
+    with (DATA / name).open(encoding="utf-8") as stream:
+        loaded = yaml.load(stream, Loader=_LOADER)  # noqa: S506 - a safe loader, the C one where there is one
+    return dict(loaded)
+
+
+def in_front(name: str, shipped: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """The shipped table with the inventory's entries before its own: the first that fits decides."""
+    return {**shipped, name: [*added, *shipped[name]]}
