@@ -11,8 +11,9 @@ Options:
     sections (dict): several sections at once, name to value.
 
 The section ``run`` begins a triage: what an earlier run left in the fact (a fact cache keeps it) is dropped, every
-other section starts as ``unavailable: skipped``, and the run's private directory is made (fact ``triage_work_dir``,
-mode 0700, below Ansible's own temporary directory, which Ansible removes at its end).
+other section starts as ``unavailable`` (skipped, when the run's tags leave its step out), and the run's private
+directory is made (fact ``triage_work_dir``, mode 0700, below Ansible's own temporary directory, which Ansible removes
+at its end).
 
 Returns ``ansible_facts`` with the merged ``triage``.
 """
@@ -21,25 +22,26 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-# Evidence of one step each; the schema data/schema/triage-1.json names the same.
-EVIDENCE_SECTIONS = (
-    "alert",
-    "tiers",
-    "environment",
-    "containers",
-    "deliverability",
-    "address_map",
-    "reconfigure_loop",
-    "local_delivery",
-    "remediation",
-)
-SECTIONS = frozenset({"run", "findings", "verdict", "not_judged", *EVIDENCE_SECTIONS})
+# Section by the tag of the step that records it; the schema data/schema/triage-1.json names the same.
+STEPS = {
+    "alert": "alert",
+    "tiers": "tier_bounces",
+    "environment": "environment",
+    "containers": "container_evidence",
+    "deliverability": "deliverability",
+    "address_map": "address_map",
+    "reconfigure_loop": "reconfigure_loop",
+    "local_delivery": "local_delivery",
+    "remediation": "remediation",
+}
+SECTIONS = frozenset({"run", "findings", "verdict", "not_judged", *STEPS})
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -55,7 +57,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         sections = _sections(self._task.args)
         facts: dict[str, Any] = {}
         if "run" in sections:
-            triage = _new_triage()
+            triage = _new_triage(task_vars.get("ansible_run_tags", ["all"]), task_vars.get("ansible_skip_tags", []))
             facts["triage_work_dir"] = make_work_dir(str(task_vars.get("inventory_hostname", "localhost")))
         else:
             # Not task_vars["triage"]: an extra variable of that name would beat the fact for ever.
@@ -91,14 +93,19 @@ def make_work_dir(host: str) -> str:
     return path
 
 
-def _new_triage() -> dict[str, Any]:
+def _new_triage(tags: Sequence[str], skipped: Sequence[str]) -> dict[str, Any]:
     return {
         "schema_version": 1,
-        **{name: unavailable("skipped") for name in EVIDENCE_SECTIONS},
+        **{name: unavailable(_why_empty(step, tags, skipped)) for name, step in STEPS.items()},
         "findings": [],
         "verdict": None,
         "not_judged": [],
     }
+
+
+def _why_empty(step: str, tags: Sequence[str], skipped: Sequence[str]) -> str:
+    left_out = step in skipped or not {"all", "tagged", step} & set(tags)
+    return "skipped" if left_out else "the step broke off before it could say anything"
 
 
 def _sections(args: dict[str, Any]) -> dict[str, Any]:
