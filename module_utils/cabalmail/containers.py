@@ -303,6 +303,8 @@ def _maps(probe: Probe) -> tuple[dict[str, Any], list[str]]:
     problems = []
     for path in sorted({path.removesuffix(".db") for kind, path in probe.sections if kind in ("db", "text")}):
         dump, text = probe.section("db", path + ".db"), probe.section("text", path)
+        if path == "/etc/aliases":
+            text = None  # written in another form than a map
         error = None
         if dump is None and f"{path}.db" in known_files:
             error = "its .db was not read"
@@ -333,8 +335,10 @@ def _dump_error(dump: Content) -> str:
 
 def _paths_that_sendmail_reads(probe: Probe) -> set[str] | None:
     """Map paths that sendmail.cf names; None where it names none that we could read."""
-    rows = probe.records.get("cfmap", [])
-    return {row[-1].removesuffix(".db") for row in rows if row} or None
+    rows = [row for row in probe.records.get("cfmap", []) if row]
+    if not any(row[0] != "aliases" for row in rows):
+        return None
+    return {row[-1].removesuffix(".db") for row in rows}
 
 
 def processes(probe: Probe) -> list[Process] | None:
