@@ -4,8 +4,8 @@
 """The command line: ``python -m sandbox up|down|run|check|status``.
 
 The server is a child in a session of its own, so that Ctrl-C at a terminal reaches the command and not the server
-below it. It holds the reading end of a pipe whose writing end ``run`` keeps: whatever ends ``run`` closes the pipe and so
-ends the server. What the child says on its standard output is one line: ``ready`` or ``error <sentence>``.
+below it. It holds the reading end of a pipe whose writing end ``run`` keeps: whatever ends ``run`` closes the pipe, and
+so ends the server. What the child says on its standard output is one line: ``ready`` or ``error <sentence>``.
 """
 
 from __future__ import annotations

@@ -158,7 +158,6 @@ class Cluster:
         self.scenario = scenario
         self.runtime = runtime
         self.discovery = discovery
-        self.sessions: dict[str, tuple[ExecSession, Task]] = {}
         self.services = {tier.service_name: self._service(tier) for tier in scenario.tiers.values()}
         self._new_index = itertools.count(100)
         self._background: set[asyncio.Task[Any]] = set()
@@ -413,31 +412,9 @@ class Cluster:
         if service.work is None or service.work.done():
             self._run(service, self._settle(service, service.primary))
 
-    def execute_command(self, request: Json) -> Json:
-        """Open a session, or refuse as AWS does; the stream URL's host is filled in by the caller."""
-        self._check_cluster(request)
-        if not request.get("interactive"):
-            raise ApiError("InvalidParameterException", "Interactive must be true.")
-        if not request.get("command"):
-            raise ApiError("InvalidParameterException", "Command must not be empty.")
-        task = self._find_task(str(request.get("task", "")))
-        if task is None or task.last_status == "STOPPED":
-            raise ApiError("InvalidParameterException", "The specified task was not found or is not running.")
-        container = request.get("container", task.spec.tier)
-        if container != task.spec.tier:
-            raise ApiError("InvalidParameterException", f"The container {container} doesn't exist in the task.")
-        if not task.agent_runs or not task.alive:
-            raise ApiError(
-                "InvalidParameterException",
-                "The execute command failed because execute command was not enabled when the task was run or the "
-                "execute command agent isn't running. Wait and try again or run a new task with execute command "
-                "enabled and try again.",
-            )
-        if task.spec.exec_state is Exec.NOT_CONNECTED:
-            raise ApiError(
-                "TargetNotConnectedException",
-                "The execute command failed due to an internal error. Try again later.",
-            )
+    def exec_session(self, request: Json) -> tuple[ExecSession, Json]:
+        """Make the session that ExecuteCommand asks for, and its answer without the session; or refuse as AWS does."""
+        task, container = self._exec_target(request)
         session = ExecSession(
             session_id="ecs-execute-command-" + _opaque(26),
             token=secrets.token_urlsafe(96),
@@ -446,15 +423,33 @@ class Cluster:
             runtime_id=task.runtime_id,
             command=request["command"],
         )
-        self.sessions[session.session_id] = (session, task)
-        return {
+        answer = {
             "clusterArn": CLUSTER_ARN,
             "containerArn": _container_arn(task),
             "containerName": container,
             "interactive": True,
-            "session": {"sessionId": session.session_id, "tokenValue": session.token},
             "taskArn": task.arn,
         }
+        return session, answer
+
+    def _exec_target(self, request: Json) -> tuple[Task, str]:
+        self._check_cluster(request)
+        if not request.get("interactive"):
+            raise ApiError("InvalidParameterException", "Interactive must be true.")
+        if not request.get("command"):
+            raise ApiError("InvalidParameterException", "Command must not be empty.")
+        task = self._find_task(str(request.get("task", "")))
+        if task is None or task.last_status == "STOPPED":
+            raise ApiError("InvalidParameterException", "The specified task was not found or is not running.")
+        container = str(request.get("container", task.spec.tier))
+        if container != task.spec.tier:
+            raise ApiError("InvalidParameterException", f"The container {container} doesn't exist in the task.")
+        if not task.agent_runs or not task.alive:
+            raise ApiError("InvalidParameterException", _NO_AGENT)
+        if task.spec.exec_state is Exec.NOT_CONNECTED:
+            text = "The execute command failed due to an internal error. Try again later."
+            raise ApiError("TargetNotConnectedException", text)
+        return task, container
 
     # -- deployments ---------------------------------------------------------------------------------------------
 
@@ -671,6 +666,10 @@ class Cluster:
         return [task for task in service.tasks if task.stopped_at is None or task.stopped_at > limit]
 
 
+_NO_AGENT = (
+    "The execute command failed because execute command was not enabled when the task was run or the execute command "
+    "agent isn't running. Wait and try again or run a new task with execute command enabled and try again."
+)
 _NO_ROOM = (
     "was unable to place a task because no container instance met all of its requirements. Reason: No Container "
     "Instances were found in your capacity provider. For more information, see the Troubleshooting section of the "

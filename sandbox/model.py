@@ -301,6 +301,7 @@ class Scenario:
     dmarc_reports: tuple[dict[str, str], ...]
     faults: tuple[Fault, ...]
     empty_pages: int
+    agent: dict[str, Any]
     expect: Expect | None
 
     @property

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The sandbox's front: one HTTP port that routes each call to our own services or to moto, and the control API.
 
-``/_sandbox/health``, ``/_sandbox/calls`` (JSON lines), ``POST /_sandbox/reset-calls``, ``POST /_sandbox/scenario``
-(``{"path": name or folder}``), ``POST /_sandbox/events?group=&stream=`` (log lines as the body).
+``GET /_sandbox/health``, ``GET /_sandbox/calls`` (JSON lines), ``POST /_sandbox/reset-calls``,
+``POST /_sandbox/scenario`` (``{"path": name or folder}``), ``POST /_sandbox/events?group=&stream=`` (log lines as the
+body), ``POST /_sandbox/agent`` (options of the ECS Exec agent).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,16 +31,20 @@ from .logs import LogStore
 from .model import NAMESPACE, Fault, Scenario, TaskSpec, TierSpec
 from .moto_backend import Moto
 from .seed import Seeder
+from .tasks.agent import Gateway
 from .tasks.runtime import Runtime
 from .wire import Call, error_body, read_call
 
 HOST = "127.0.0.1"
+# What is fetched once for all sandboxes of this checkout.
+CACHE = Path(__file__).parents[1] / ".cache" / "sandbox"
 CALLS_KEPT = 200_000
 WORKERS = 64
+GARBAGE = b"<html><body>502 Bad Gateway</body></html>"
 HANG_SECONDS = 24 * 3600
 MAX_BODY = 256 * 1024 * 1024
 Answer = dict[str, Any] | bytes
-Handler = Callable[[dict[str, Any]], Answer]
+Handler = Callable[[dict[str, Any]], Answer | Awaitable[Answer]]
 
 
 class Sandbox:
@@ -59,6 +64,8 @@ class Sandbox:
         self._handlers: dict[str, Handler] = {}
         self._runner: web.AppRunner | None = None
         self._runtime: Runtime | None = None
+        self._gateway = Gateway()
+        self._sessions: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading = asyncio.Lock()
 
@@ -81,6 +88,7 @@ class Sandbox:
         app.router.add_post("/_sandbox/reset-calls", self._reset_calls)
         app.router.add_post("/_sandbox/scenario", self._switch)
         app.router.add_post("/_sandbox/events", self._put_events)
+        app.router.add_post("/_sandbox/agent", self._configure_agent)
         app.router.add_get("/v1/data-channel/{session}", self._data_channel)
         app.router.add_route("*", "/{path:.*}", self._api)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
@@ -97,6 +105,7 @@ class Sandbox:
     async def stop(self) -> None:
         """End everything that was started."""
         self.ready = False
+        await self._gateway.close()
         if self.cluster is not None:
             await self.cluster.stop()
         if self._runtime is not None:
@@ -114,7 +123,10 @@ class Sandbox:
         """
         async with self._loading:
             fresh = scenario.load(folder, now=datetime.now(UTC), endpoint=self.endpoint)
+            gateway = _gateway(fresh)
             self.ready = False
+            await self._gateway.close()
+            self._gateway = gateway
             if self.cluster is not None:
                 await self.cluster.stop()
                 await asyncio.to_thread(self.moto.reset)
@@ -126,7 +138,7 @@ class Sandbox:
             runtime = await self._open_runtime()
             runtime.set_imap_address(next(iter(fresh.discovery["imap"]), None))
             self.cluster = Cluster(fresh, runtime, lambda *change: self._registered(seeder, *change))
-            self._handlers = _handlers(self.cluster, self.logs)
+            self._handlers = self._own_operations(self.cluster, self.logs)
             await asyncio.gather(seeding, self.cluster.start())
             self._faults = Faults(fresh.faults)
             self.calls.clear()
@@ -135,10 +147,8 @@ class Sandbox:
 
     async def _open_runtime(self) -> Runtime:
         if self._runtime is None:
-            folder, cache = self.state_dir, self.state_dir.parent
-            self._runtime = await asyncio.to_thread(
-                Runtime, folder, cache, endpoint=self.endpoint, on_line=self._task_said, on_exit=self._task_ended
-            )
+            hooks: dict[str, Any] = {"on_line": self._task_said, "on_exit": self._task_ended}
+            self._runtime = await asyncio.to_thread(Runtime, self.state_dir, CACHE, endpoint=self.endpoint, **hooks)
         return self._runtime
 
     def _registered(self, seeder: Seeder, name: str, address: str, present: bool) -> None:
@@ -211,19 +221,34 @@ class Sandbox:
             return web.Response(status=status, headers=headers, body=content)
         try:
             answer_body = handler(call.parameters)
+            if isinstance(answer_body, Awaitable):
+                answer_body = await answer_body
         except ApiError as error:
             return _error(call, error)
-        return self._own(call, answer_body)
-
-    def _own(self, call: Call, answer: Answer) -> web.Response:
-        if isinstance(answer, dict):
-            if "session" in answer:
-                host = f"ws://{HOST}:{self.port}"
-                session = answer["session"]
-                session["streamUrl"] = f"{host}/v1/data-channel/{session['sessionId']}?role=publish_subscribe"
-            answer = json.dumps(answer, separators=(",", ":")).encode()
+        if isinstance(answer_body, dict):
+            answer_body = json.dumps(answer_body, separators=(",", ":")).encode()
         headers = {"x-amzn-RequestId": str(uuid.uuid4()), "Content-Type": call.content_type}
-        return web.Response(body=answer, headers=headers)
+        return web.Response(body=answer_body, headers=headers)
+
+    def _own_operations(self, cluster: Cluster, logs: LogStore) -> dict[str, Handler]:
+        """The operations that do not go to moto."""
+        return {
+            "ecs.ListClusters": cluster.list_clusters,
+            "ecs.DescribeClusters": cluster.describe_clusters,
+            "ecs.ListServices": cluster.list_services,
+            "ecs.DescribeServices": cluster.describe_services,
+            "ecs.ListTasks": cluster.list_tasks,
+            "ecs.DescribeTasks": cluster.describe_tasks,
+            "ecs.DescribeTaskDefinition": cluster.describe_task_definition,
+            "ecs.UpdateService": cluster.update_service,
+            "ecs.StopTask": cluster.stop_task,
+            "ecs.ExecuteCommand": self._execute_command,
+            "ssm.ResumeSession": self._resume_session,
+            "ssm.TerminateSession": self._terminate_session,
+            "logs.FilterLogEvents": logs.filter_log_events,
+            "logs.DescribeLogGroups": logs.describe_log_groups,
+            "logs.DescribeLogStreams": logs.describe_log_streams,
+        }
 
     async def _suffer(self, request: web.Request, call: Call, fault: Fault) -> web.StreamResponse | None:
         """Apply a fault. None: it was only latency, the call goes on."""
@@ -235,7 +260,7 @@ class Sandbox:
             request.transport.abort()
             return web.Response(status=500)
         if fault.garbage:
-            return web.Response(body=b"\x00\xff<html>not an answer", headers={"Content-Type": call.content_type})
+            return web.Response(body=GARBAGE, headers={"Content-Type": call.content_type})
         if fault.error is None:
             return None
         return _error(call, ApiError(fault.error, message(fault, call), fault.status))
@@ -252,18 +277,39 @@ class Sandbox:
 
     # -- ECS Exec ------------------------------------------------------------------------------------------------
 
+    def _execute_command(self, parameters: dict[str, Any]) -> Answer:
+        if self.cluster is None or self._runtime is None:
+            raise ApiError("ServerException", "No scenario is loaded.", 500)
+        session, answer = self.cluster.exec_session(parameters)
+        running = self._runtime.task(session.task_id)
+        if running is None:
+            raise ApiError("ServerException", "The task has no processes.", 500)
+        self._gateway.open(session, running)
+        self._sessions.add(session.session_id)
+        url = self._stream_url(session.session_id)
+        return answer | {
+            "session": {"sessionId": session.session_id, "streamUrl": url, "tokenValue": session.token},
+        }
+
+    def _stream_url(self, session_id: str) -> str:
+        return f"ws://{HOST}:{self.port}/v1/data-channel/{session_id}?role=publish_subscribe"
+
+    def _resume_session(self, parameters: dict[str, Any]) -> Answer:
+        session_id = str(parameters.get("SessionId", ""))
+        if session_id not in self._sessions:
+            raise ApiError("DoesNotExistException", f"Session {session_id} does not exist.")
+        token = self._gateway.resume(session_id)
+        if token is None:
+            return {"SessionId": session_id}
+        return {"SessionId": session_id, "TokenValue": token, "StreamUrl": self._stream_url(session_id)}
+
+    async def _terminate_session(self, parameters: dict[str, Any]) -> Answer:
+        session_id = str(parameters.get("SessionId", ""))
+        await self._gateway.terminate(session_id)
+        return {"SessionId": session_id}
+
     async def _data_channel(self, request: web.Request) -> web.StreamResponse:
-        cluster = self.cluster
-        found = cluster.sessions.get(request.match_info["session"]) if cluster else None
-        if found is None:
-            return web.Response(status=400, text="no such session")
-        session, task = found
-        socket = web.WebSocketResponse(max_msg_size=1 << 20)
-        await socket.prepare(request)
-        running = self._runtime.task(task.id) if self._runtime else None
-        if running is not None:
-            await serve_agent(socket, session, running)
-        return socket
+        return await self._gateway.answer(request, request.match_info["session"])
 
     # -- control -------------------------------------------------------------------------------------------------
 
@@ -288,6 +334,13 @@ class Sandbox:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response(self.state())
 
+    async def _configure_agent(self, request: web.Request) -> web.Response:
+        try:
+            self._gateway.configure(await request.json())
+        except (ValueError, TypeError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({})
+
     async def _put_events(self, request: web.Request) -> web.Response:
         group, stream = request.query.get("group", ""), request.query.get("stream", "")
         if group not in self.logs.groups or not stream:
@@ -299,22 +352,13 @@ class Sandbox:
         return web.json_response({"events": len(events)})
 
 
-def _handlers(cluster: Cluster, logs: LogStore) -> dict[str, Handler]:
-    return {
-        "ecs.ListClusters": cluster.list_clusters,
-        "ecs.DescribeClusters": cluster.describe_clusters,
-        "ecs.ListServices": cluster.list_services,
-        "ecs.DescribeServices": cluster.describe_services,
-        "ecs.ListTasks": cluster.list_tasks,
-        "ecs.DescribeTasks": cluster.describe_tasks,
-        "ecs.DescribeTaskDefinition": cluster.describe_task_definition,
-        "ecs.UpdateService": cluster.update_service,
-        "ecs.StopTask": cluster.stop_task,
-        "ecs.ExecuteCommand": cluster.execute_command,
-        "logs.FilterLogEvents": logs.filter_log_events,
-        "logs.DescribeLogGroups": logs.describe_log_groups,
-        "logs.DescribeLogStreams": logs.describe_log_streams,
-    }
+def _gateway(loaded: Scenario) -> Gateway:
+    gateway = Gateway()
+    try:
+        gateway.configure(loaded.agent)
+    except (ValueError, TypeError) as error:
+        raise SandboxError(f"{loaded.folder / 'scenario.yml'}: agent: {error}") from None
+    return gateway
 
 
 def _error(call: Call, error: ApiError) -> web.Response:
