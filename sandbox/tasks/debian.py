@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""sendmail's own makemap, newaliases and mailq, from Debian's package sendmail-bin: fetched once and unpacked, never installed.
+"""sendmail's own makemap, newaliases and mailq, from Debian's package sendmail-bin: unpacked once, never installed.
 
-Libraries that the machine lacks are unpacked beside it. Where the package can't be had (no apt, no network, another distribution) the
-tasks get a stand-in for makemap and mailq; the reason is told.
+Libraries that the machine lacks are unpacked beside it. Where the package can't be had (no apt, no network, another
+distribution) the tasks get a stand-in for makemap and mailq; the reason is told.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The files of a task: a private tree that stands over the machine's own programs.
 
-``build`` writes everything that a TaskSpec declares: maps with their ages, users and their homes, the queue, the pin, the log level.
-Nothing is written outside the folders given.
+``build`` writes everything that a TaskSpec declares: maps with their ages, users and their homes, the queue, the
+pin, the log level. Nothing is written outside the folders given.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ _FOLDERS = (
     "var/tmp",
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
-_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
 # Programs of a tier in the order in which supervisord starts them: (name, command, startsecs).
 _PROGRAMS = {
     "rsyslog": ("rsyslogd -n", 1),
@@ -112,7 +117,8 @@ def prepare_host(isolation: Isolation, local: Path, tools: SendmailTools | None)
 
 def _system_python_works() -> bool:
     """Whether the machine has a Python under /usr, which tasks see, that is complete enough."""
-    test = ["/usr/bin/python3", "-IS", "-c", "import configparser, http.client, sys; sys.exit(sys.version_info < (3, 9))"]
+    needs = "import configparser, http.client, sys; sys.exit(sys.version_info < (3, 9))"
+    test = ["/usr/bin/python3", "-IS", "-c", needs]
     try:
         return subprocess.run(test, capture_output=True, timeout=10).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -159,7 +165,7 @@ class MapMaker:
         self._made: dict[tuple[str, str], bytes] = {}
 
     def make(self, root: Path, path: str, text: str) -> None:
-        """Write ``<root><path>.db`` from ``text``. makemap's complaints about odd rows are part of the scenario, and ignored."""
+        """Write ``<root><path>.db`` from ``text``. What makemap says of odd rows is ignored."""
         key = (Path(path).name, text)
         database = Path(f"{root}{path}.db")
         if key not in self._made:
@@ -344,7 +350,9 @@ def _queue_file(root: Path, message: QueuedMessage) -> None:
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
 
 
-def rows_of(addresses: Iterable[Address], lacks: tuple[str, ...] = (), extra: tuple[Address, ...] = ()) -> list[maps.Row]:
+def rows_of(
+    addresses: Iterable[Address], lacks: tuple[str, ...] = (), extra: tuple[Address, ...] = ()
+) -> list[maps.Row]:
     """Rows of the table but for ``lacks``, and ``extra`` ones."""
     kept = [address for address in addresses if address.address not in lacks]
     return [maps.Row(row.username, row.subdomain or "", row.tld, row.user) for row in [*kept, *extra]]

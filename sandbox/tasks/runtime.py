@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tasks as process trees: start many at once, follow their output, enter them, end them without a trace.
 
-A task lives in namespaces of its own (see isolation.py). Its first process reads a pipe that only this process holds, so tasks end
-with the sandbox however it ends.
+A task lives in namespaces of its own (see isolation.py). Its first process reads a pipe that only this process
+holds, so tasks end with the sandbox however it ends.
 """
 
 from __future__ import annotations
@@ -64,6 +64,18 @@ class RunningTask:
     def running(self) -> bool:
         return not self.ended.is_set()
 
+    def alive(self) -> bool:
+        """Whether the first process runs. One that ends loses its program before its children are killed."""
+        if not self.running:
+            return False
+        try:
+            os.readlink(f"/proc/{self.first_process}/exe")
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return True
+
     def command(self, argv: list[str]) -> list[str]:
         """argv for this machine that runs ``argv`` inside the task on the terminal that is its standard input."""
         return isolating.enter_command(self.isolation, self.first_process, argv, terminal=True)
@@ -71,7 +83,9 @@ class RunningTask:
     def run(self, argv: list[str], *, timeout: float = 30.0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run a command inside the task without a terminal and return what it printed."""
         command = isolating.enter_command(self.isolation, self.first_process, argv)
-        return subprocess.run(command, input=stdin, capture_output=True, timeout=timeout, env=self.environment, cwd=self.cwd)
+        return subprocess.run(
+            command, input=stdin, capture_output=True, timeout=timeout, env=self.environment, cwd=self.cwd
+        )
 
     @property
     def cwd(self) -> Path:
@@ -85,7 +99,8 @@ class Runtime:
     :param folder: private folder for the tasks' files; its content is removed at the start and at the end.
     :param cache: folder for what is fetched once (sendmail's tools).
     :param endpoint: URL of the sandbox's AWS endpoint, as the tasks reach it.
-    :param on_line: called for each line of a task's output with the time in epoch milliseconds, from a thread of the task.
+    :param on_line: called for each line of a task's output with the time in epoch milliseconds, from a thread of the
+    task.
     :param on_exit: called when a task ends by itself (not by :meth:`stop` or :meth:`close`), with its exit status.
     """
 
@@ -217,7 +232,7 @@ class Runtime:
             self._on_exit(task.spec, task.exit_status)
 
     def stop(self, task_id: str, *, grace: float = STOP_SECONDS) -> None:
-        """End a task as ECS does: SIGTERM to its first process, SIGKILL after ``grace`` seconds. Its files are removed."""
+        """End a task as ECS does: SIGTERM to its first process, SIGKILL after ``grace`` seconds. Removes its files."""
         task = self._tasks.get(task_id)
         if task is None:
             return

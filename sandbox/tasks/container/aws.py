@@ -4,8 +4,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The few calls of the AWS CLI that a task makes: sqs receive-message and delete-message, dynamodb scan.
 
-Standard library only: it must start in milliseconds and run on whatever Python the machine has. Output, error text and exit
-statuses are those of AWS CLI v2.
+Standard library only: it must start in milliseconds and run on whatever Python the machine has. Output, error text
+and exit statuses are those of AWS CLI v2.
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-
-import maps  # noqa: E402 - its folder is known only now
+if TYPE_CHECKING:
+    from . import maps
+else:
+    import maps  # beside this file in the task
 
 ROOT = os.environ.get("TASK_ROOT", "")
 TABLE = "cabal-addresses"

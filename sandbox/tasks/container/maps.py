@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The text maps that generate-config writes, a function of the tier and the rows of the table cabal-addresses.
 
-Runs both inside a task (copied beside generate_config.py; standard library only) and in the sandbox, which puts tasks into a declared
-state with it: there is one rendering of the maps.
+Runs both inside a task (copied beside generate_config.py; standard library only) and in the sandbox, which puts
+tasks into a declared state with it: there is one rendering of the maps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Row:
 
 
 def usable(row: Row) -> bool:
-    """Rows whose username is empty or has white space are skipped; every other odd row is left for makemap to refuse."""
+    """Rows whose username is empty or has white space are skipped; other odd rows are left for makemap to refuse."""
     return bool(row.username) and not any(character.isspace() for character in row.username)
 
 

@@ -4,9 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Stand-in for sendmail's makemap, newaliases and mailq where Debian's package can't be had.
 
-Keeps what the project relies on: ``makemap hash FILE < text`` folds keys to lower case, reports duplicate keys and empty right-hand
-sides by line, writes the other lines and ends with status 65; ``makemap -u hash FILE`` prints ``key TAB value``; the .db file changes
-only when makemap runs. The .db is a text file, not a Berkeley database. The name it is called by decides which program it is.
+Keeps what the project relies on: ``makemap hash FILE < text`` folds keys to lower case, reports duplicate keys and
+empty right-hand sides by line, writes the other lines and ends with status 65; ``makemap -u hash FILE`` prints ``key
+TAB value``; the .db file changes only when makemap runs. The .db is a text file, not a Berkeley database. The name
+it is called by decides which program it is.
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A small supervisord: the states, timing rules and log lines of supervisor 4 for the programs of a mail task.
 
-Runs as the first process of the task. Reads ``/etc/supervisord.conf`` ([program:x] with command, startsecs, autostart, autorestart).
-Standard input is a pipe whose other end the sandbox holds: at its end the sandbox is gone and so is the task.
-Standard library only. One option is not supervisord's: ``resume`` in [supervisord] (seconds) says that the task is put into a state
-whose start lies that far in the past: the first starts are logged to the file only, with the times that they would have had.
-Per program, ``state`` is handed to it as RESUMED; dead = it ends with status 1 until supervisord gives up, ``died`` seconds ago.
+Runs as the first process of the task; standard library only. Reads ``/etc/supervisord.conf`` ([program:x] with command,
+startsecs, autostart, autorestart). Standard input is a pipe whose other end the sandbox holds: at its end the sandbox is
+gone and so is the task.
+
+Three options are not supervisord's. ``resume`` in [supervisord] (seconds): the task is put into a state whose start lies
+that far in the past, so the first starts are logged to the file only, with the times that they would have had. Per program,
+``state`` is handed to that first start as RESUMED, or is dead: it ends with status 1 until supervisord gives up, which
+counts as ``died`` seconds ago.
 """
 
 from __future__ import annotations
@@ -137,7 +140,7 @@ class Supervisor:
         self.log.write("INFO", text, past_seconds=past)
 
     def _die(self, program: Program) -> None:
-        """Ends at each start, as a broken script does, until supervisord gives up; without the seconds that its back-off takes."""
+        """Ends at each start, as a broken script does, until supervisord gives up; without waiting between them."""
         intact, program.command = program.command, ["false"]
         for attempt in range(START_RETRIES + 1):
             past = program.died + ALL_BACK_OFFS - sum(range(attempt + 1))
