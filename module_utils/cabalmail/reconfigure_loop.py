@@ -273,6 +273,9 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
             row.update(state="starved", cure="none", stuck=False, why=deaf[row["tier"]])
     unknown = [row for row in tasks if row["state"] == "unknown"]
     reasons = [f"{row['tier']} task {row['task']}: {row['why'] or 'nothing is known of its loop'}" for row in unknown]
+    reasons += [
+        f"{row['tier']} task {row['task']}: judged by its log alone" for row in tasks if row["sources"] == ["logs"]
+    ]
     reasons += [f"{row['tier']} task {row['task']}: {row['disagreement']}" for row in tasks if row["disagreement"]]
     if not tasks:
         reasons = ["no running task is known"]
