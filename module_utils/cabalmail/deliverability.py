@@ -46,7 +46,7 @@ def outbound_addresses(triage: Facts, override: Sequence[str] = ()) -> list[str]
 def sending_domains(triage: Facts, control_domain: str, limit: int) -> list[str]:
     """The domains to ask DNS about: the control domain, then ours among the senders of what failed.
 
-    Then those that opendkim found no key for or signed for, which are known where sendmail logs nothing. Foreign senders
+    Then those that opendkim found no key for or signed for, known even where sendmail logs nothing. Foreign senders
     (forwarded mail, empty return paths) and hosts of the control domain are left out; at most C(limit) domains.
     """
     log = _tier(triage)
@@ -236,20 +236,27 @@ def _sum(rows: Iterable[Facts]) -> dict[str, int]:
 
 
 def _by_design(row: Facts, states: Mapping[str, str] | None, control_domain: str) -> dict[str, Any]:
-    """Mark what is missing because the address was suspended or revoked: its records are removed on purpose."""
+    """Mark what is missing on purpose: all of a suspended or revoked address's records, the control domain's MX."""
     name = str(row["domain"])
-    state = "active" if name == control_domain.rstrip(".").lower() else (states or {}).get(name)
-    marked: dict[str, Any] = {**row, "state": state}
+    if name == control_domain.rstrip(".").lower():
+        return _absent(row, ("mx",), "none is published for the control domain") | {"state": "active"}
+    state = (states or {}).get(name)
     if state in ("suspended", "absent"):
-        for kind in ("spf", "dkim", "dmarc", "mx"):
-            check = row.get(kind) or {}
-            if check.get("status") == "missing":
-                why = "suspended" if state == "suspended" else "revoked"
-                marked[kind] = {
-                    **check,
-                    "status": "absent_by_design",
-                    "problem": f"{check.get('problem')}; by design, since its addresses are {why}",
-                }
+        why = f"its addresses are {'suspended' if state == 'suspended' else 'revoked'}"
+        return _absent(row, ("spf", "dkim", "dmarc", "mx"), why) | {"state": state}
+    return {**row, "state": state}
+
+
+def _absent(row: Facts, kinds: Iterable[str], why: str) -> dict[str, Any]:
+    marked = dict(row)
+    for kind in kinds:
+        check = row.get(kind) or {}
+        if check.get("status") == "missing":
+            marked[kind] = {
+                **check,
+                "status": "absent_by_design",
+                "problem": f"{check.get('problem')}; by design, {why}",
+            }
     return marked
 
 

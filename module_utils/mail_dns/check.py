@@ -164,7 +164,7 @@ class _Checks:
         if not answer.known:
             return {**fact, "problem": answer.sentence()}
         if not texts:
-            return {**fact, "status": "missing", "problem": f"{host} has no DKIM key"}
+            return {**fact, "status": "missing", "problem": f"{host} has no DKIM key{_through(answer)}"}
         if len(texts) > 1:
             return {**fact, "status": "invalid", "problem": f"{host} has {len(texts)} keys, one is allowed"}
         try:
@@ -203,7 +203,8 @@ class _Checks:
         if not answer.known:
             return {**fact, "problem": answer.sentence()}
         if not records:
-            return {**fact, "status": "missing", "problem": f"_dmarc.{name} has no DMARC record"}
+            problem = f"_dmarc.{name} has no DMARC record{_through(answer)}"
+            return {**fact, "status": "missing", "problem": problem}
         if len(records) > 1:
             return {**fact, "status": "invalid", "problem": f"{host} has {len(records)} DMARC records, so none counts"}
         try:
@@ -263,6 +264,11 @@ class _Checks:
             return {**fact, "status": "missing", "fcrdns": False, "problem": f"{ip} has no PTR record"}
         forwards = await asyncio.gather(*(self._resolver.ask(name, rtype) for name in reverse.records[: spf.MAX_PTR]))
         return {**fact, **_forward_status(ip, reverse.records, forwards)}
+
+
+def _through(answer: Answer) -> str:
+    """Where an alias leads to, since that is where a record has to be mended."""
+    return f" (it is an alias of {answer.cnames[-1]})" if answer.cnames else ""
 
 
 def _covers(verdict: spf.Verdict) -> bool | None:

@@ -126,6 +126,7 @@ def test_the_alias_leads_nowhere(zone: Zone, check: Check) -> None:
     zone[(f"cabal._domainkey.{NEWS}", "CNAME")] = ["gone.example."]
     dkim = row(check())["dkim"]
     assert (dkim["status"], dkim["alias"]) == ("missing", "gone.example")
+    assert "alias of gone.example" in dkim["problem"]
 
 
 @pytest.mark.parametrize(
