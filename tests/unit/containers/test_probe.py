@@ -29,6 +29,8 @@ def facts(raw: bytes, tier: str = "smtp-in", received: float | None = None) -> d
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_says_the_same(container: Any, shell: str) -> None:
+    if "busybox" in shell:
+        shutil.copy(shutil.which("busybox") or "", container.root / "tools/busybox")
     container.start(LOOP)
     raw = container.run(shell)
     found = facts(raw, received=time.time())
@@ -172,6 +174,23 @@ def test_a_missing_tool_costs_its_own_facts_only(container: Any, missing: str, l
     else:
         assert found["status"] == "complete"
         assert found["maps"]["/etc/mail/access"]["entries"] == 2
+
+
+@pytest.mark.skipif(not shutil.which("busybox"), reason="no busybox here")
+def test_busybox_alone_is_enough(container: Any) -> None:
+    busybox = container.root / "tools/busybox"
+    shutil.copy(shutil.which("busybox") or "", busybox)
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    for name in applets:
+        if not (busybox.parent / name).exists():
+            (busybox.parent / name).symlink_to("busybox")
+    container.start("export PATH=/tools")
+    found = facts(container.run(seconds=0))
+    assert (found["status"], found["reasons"]) == ("complete", [])
+    assert found["maps"]["/etc/mail/access"]["source"] == "makemap"
+    assert found["files"]["/etc/mail/access.db"]["age_seconds"] == pytest.approx(240, abs=5)
+    assert found["loop"]["process"] == "dead"
+    assert found["disk"]["/tmp"]["used_percent"] is not None
 
 
 def test_maildirs_and_stray_mail(container: Any) -> None:
