@@ -13,6 +13,7 @@ starts again repeats the last lines. Lines without such a prefix are told apart 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from .taskslog import TaskLog
 
 PEAK_MINUTES = 30
 LOCAL = "(local)"
+OWN_HOST = "(own host)"
 _DAY_MS = 86_400_000
 _SLACK_MS = 60_000
 _EXPIRY_MS = 120_000
@@ -36,6 +38,7 @@ _MAX_FAILED = 10_000
 _MAX_SENDERS = 50_000
 _TOP = 50
 _SOMEONE = "someone@address.invalid"
+_USER_UNKNOWN = f"550 5.1.1 <{_SOMEONE}>... User unknown"
 _LOCAL_MAILERS = frozenset({"local", "prog", "*file*", "*include*", "lmtp", "cyrus", "procmail"})
 _NO_RELAY = (None, None)
 # LogLevel from which sendmail writes a line of the kind (tried with 8.17.1).
@@ -274,6 +277,7 @@ class TierAggregator:
     def _attempt(self, record: Delivery, count: int, sent: bool) -> _Provider | None:
         """Count an attempt for the provider that was spoken to; None for our own hosts and local delivery."""
         relay = record.relay
+        self._domain_attempt(record.to, count)
         if record.mailer in _LOCAL_MAILERS or relay in self._own:
             return None
         key = relay or _domain(record.to.rstrip(">"))
@@ -290,7 +294,6 @@ class TierAggregator:
         found.attempts += count
         if sent:
             found.sent += count
-        self._domain_attempt(record.to, count)
         return found
 
     def _domain_attempt(self, to: str, count: int) -> None:
@@ -326,15 +329,28 @@ class TierAggregator:
                 mailer=record.mailer,
                 tier=self.tier,
             )
-            found = self._remember(key, attempt, reply or stat)
+            found = self._remember(key, attempt, reply or stat, recipients)
         return found
 
-    def _remember(self, key: tuple[str | None, ...], attempt: Attempt, words: str) -> _Judged:
-        judged = _Judged(self._classifier.classify(attempt), self._masker.text(self._classifier.normalise(words)))
+    def _remember(
+        self, key: tuple[str | None, ...], attempt: Attempt, words: str, recipients: Iterable[str] = ()
+    ) -> _Judged:
+        judged = _Judged(self._classifier.classify(attempt), self._normal(words, recipients))
         if len(self._judged) >= _MAX_KEYS:
             self._judged.clear()
         self._judged[key] = judged
         return judged
+
+    def _normal(self, words: str, recipients: Iterable[str]) -> str:
+        """Words of an answer with what varies masked; its three digits stay."""
+        for address in recipients:
+            local = address.rpartition("@")[0]
+            if len(local) > 3 and local in words:
+                # Some answers name the mailbox without its domain.
+                words = re.sub(rf"(?<![\w.]){re.escape(local)}(?![\w@])", _SOMEONE, words)
+        digits = words[:3] if words[:3].isdecimal() else ""
+        normal = self._classifier.normalise(words[3:].lstrip("- ") if digits else words)
+        return self._masker.text(f"{digits} {normal}".strip())
 
     def _bounce(self, record: Delivery, when: int, stream: str, message: str) -> None:
         recipients = record.recipients()
@@ -373,7 +389,7 @@ class TierAggregator:
             self._own_relays[relay or ""] += count
             self._own_reasons[reason.id] += count
         self._from_origin(message_digest, count)
-        self._reply(text, reason, provider.name if provider else LOCAL, code, count)
+        self._reply(text, reason, provider.name if provider else OWN_HOST if own else LOCAL, code, count)
         self._sample(reason, code, when, stream, message)
         self._fail(fresh, record, reason, code, when)
 
@@ -518,7 +534,8 @@ class TierAggregator:
         digest = hash(record.queue_id)
         if record.kind == "too_many_recipients" and not self._refused.add(digest):
             return
-        words = record.reply
+        # Of an unknown user sendmail logs the words alone; the answer it gives is always the same.
+        words = _USER_UNKNOWN if record.kind == "user_unknown" else record.reply
         code = words[:3] if words[:3].isdecimal() else None
         enhanced = words[4:].partition(" ")[0] if code else ""
         enhanced = enhanced if enhanced.count(".") == 2 else ""

@@ -94,7 +94,7 @@ _STAGES = {"check_relay": "connect", "check_mail": "mail", "check_rcpt": "rcpt",
            "check_eom": "eom", "check_data": "data", "check_compat": "rcpt"}  # fmt: skip
 # Rules about the other side's TLS while this tier is the client: the delivery's own line says what became of it.
 _CLIENT_RULES = frozenset({"tls_server", "tls_rcpt", "try_tls"})
-_MILTER_STAGES = {"to=": "rcpt", "from=": "mail", "data": "eom", "eoh": "eom"}
+_MILTER_STAGES = {"to=": "rcpt", "from=": "mail", "data": "eom", "eoh": "eom", "helo": "ehlo"}
 _MILTER_CONNECT = "connection or greeting refused by a milter"
 _NOTICES = {"DSN": "dsn", "sender notify": "sender", "return to sender": "return", "postmaster notify": "postmaster"}
 _DOVECOT_PROGRAMS = ("dovecot", "imap", "imap-login", "managesieve", "auth", "submission-login", "master")

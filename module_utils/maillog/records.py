@@ -63,7 +63,7 @@ class Received(NamedTuple):
 class Rejection(NamedTuple):
     """An SMTP transaction that this tier refused.
 
-    `stage` is where (`connect`, `helo`, `mail`, `rcpt`, `eom`, `starttls`), `kind` how it is logged: `ruleset`,
+    `stage` is where (`connect`, `ehlo`, `mail`, `rcpt`, `eom`, `starttls`), `kind` how it is logged: `ruleset`,
     `milter`, `milter_down`, `user_unknown`, `refused` (`<a>... text`), `too_many_recipients`, `too_big`, `syserr`.
     `reply` is the answer with its codes where they are logged, else the text alone. `relay` is None where the line has
     none; the `from=` line of the same queue id has it.

@@ -16,13 +16,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 import yaml
+from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
+
+from ansible.module_utils.maillog.rules import RuleError, merge_providers, merge_rules  # noqa: E402
+
 DATA = Path(__file__).resolve().parents[2] / "data"
 MODULE = "cloudwatch_maillog_info"
+OWN_RULES = "cabalmail_reason_rules"
+OWN_PROVIDERS = "cabalmail_providers"
 PROGRESS_FILE = "maillog.progress"
 # A reading that is over sooner needs no words.
 INTERVAL_SECONDS = 3.0
@@ -40,13 +48,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         outcome: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        arguments.setdefault(
-            "reason_rules", in_front("rules", load("reasons.yml"), self._addition(variables, "cabalmail_reason_rules"))
-        )
-        arguments.setdefault(
-            "providers", in_front("providers", load("providers.yml"), self._addition(variables, "cabalmail_providers"))
-        )
-        arguments.setdefault("enhanced_codes", load("enhanced_codes.yml"))
+        own_rules, own_providers = (self._addition(variables, name) for name in (OWN_RULES, OWN_PROVIDERS))
+        for name, value in tables(own_rules, own_providers).items():
+            arguments.setdefault(name, value)
         with Watch(arguments.get("work_dir")):
             outcome.update(
                 self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables, tmp=tmp)
@@ -59,9 +63,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _addition(self, variables: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         value = self._templar.template(variables.get(name) or [])
-        if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
-            raise AnsibleActionFail(f"The variable {name} must be a list of entries as in data/, each a dictionary.")
-        return [dict(entry) for entry in value]
+        if not isinstance(value, list):
+            raise AnsibleActionFail(f"The variable {name} must be a list of entries as in the project's data folder.")
+        return value
 
 
 class Watch:
@@ -97,12 +101,26 @@ class Watch:
 
 
 def load(name: str) -> dict[str, Any]:
-    """A data file of the project."""
+    """A data file of the project: YAML, or JSON, which is YAML as well."""
     with (DATA / name).open(encoding="utf-8") as stream:
         loaded = yaml.load(stream, Loader=_LOADER)  # noqa: S506 - a safe loader, the C one where there is one
     return dict(loaded)
 
 
-def in_front(name: str, shipped: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shipped table with the inventory's entries before its own: the first that fits decides."""
-    return {**shipped, name: [*added, *shipped[name]]}
+def tables(own_rules: list[dict[str, Any]], own_providers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The module's three tables, the inventory's entries first; AnsibleActionFail says which entry is wrong."""
+    rules, providers = load("reasons.yml"), load("providers.yml")
+    try:
+        if own_providers:
+            providers = merge_providers(providers, own_providers, load("schema/providers-1.json"))
+        if own_rules:
+            rules = merge_rules(rules, own_rules, load("schema/reasons-1.json"), providers)
+    except RuleError as error:
+        raise AnsibleActionFail(str(error)) from None
+    # The examples are for whoever checks the rules; the module does without.
+    slim = [{name: value for name, value in rule.items() if name != "examples"} for rule in rules["rules"]]
+    return {
+        "reason_rules": {**rules, "rules": slim},
+        "providers": providers,
+        "enhanced_codes": load("enhanced_codes.yml"),
+    }
