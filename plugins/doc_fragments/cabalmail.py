@@ -22,8 +22,8 @@ options:
 options:
   deadline:
     description:
-      - Seconds after which the module returns what it has, with RV(ignore:status=partial) or
-        RV(ignore:status=unavailable), whatever is still under way.
+      - Seconds after which the module returns what it has, with C(partial) or
+        C(unavailable), whatever is still under way.
     type: float
 """
 
