@@ -41,6 +41,7 @@ _HEX: Final = b"0123456789abcdef \n"
 _PUNCTUATION: Final = b"!#%&()*,.:;<>@_~|^"
 _NO_PUNCTUATION: Final = bytes(byte for byte in range(256) if byte not in _PUNCTUATION)
 _FROM_PUNCTUATION: Final = bytes.maketrans(_PUNCTUATION, _HEX)
+_OFFSET: Final = 7  # digits of an offset that od writes at least
 _MARK_LIMIT: Final = 512
 
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -276,7 +277,7 @@ class _Dump:
             position, data = int(offset), bytes.fromhex(digits.decode("ascii"))
         except ValueError:
             raise ArmourError(f"The container's dump of {self._name} is damaged.") from None
-        if position != self.count or self._total is not None:
+        if len(offset) < _OFFSET or position != self.count or self._total is not None:
             raise ArmourError(f"The container's dump of {self._name} has a gap at byte {self.count}.")
         self.count += len(data)
         if not data:

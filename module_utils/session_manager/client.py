@@ -27,7 +27,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from .channel import ChannelError, Closed, DataChannel, Event
+from .channel import ChannelError, Closed, DataChannel, EncryptionRequired, Event
 
 OPEN_TIMEOUT: Final = 10.0  # seconds for proxy, TLS and upgrade together
 CLOSE_TIMEOUT: Final = 1.0  # seconds for the closing hand-shake; nothing depends on it
@@ -52,7 +52,7 @@ class SessionBroke(Exception):
 
 
 class NotReachable(SessionBroke):
-    """The data channel was never established, so nothing of the command's output can have been lost."""
+    """The session was never ready for a command, so none has run."""
 
 
 def is_loopback(host: str) -> bool:
@@ -151,6 +151,8 @@ class Session:
             return []  # no text message is defined towards clients
         try:
             events = self.channel.receive(message)
+        except EncryptionRequired as exc:
+            raise NotReachable(str(exc)) from None
         except ChannelError as exc:
             raise SessionBroke(str(exc)) from None
         if any(isinstance(event, Closed) for event in events):

@@ -34,6 +34,7 @@ def spawn(command: str, environment: dict[str, str]) -> tuple[int, int]:
     argv = shlex.split(command)
     pid, master = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, the agent does not
         try:
             os.execvpe(argv[0], argv, environment)
         finally:

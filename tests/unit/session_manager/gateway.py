@@ -225,6 +225,7 @@ class _Agent:
             argv[:1] = shlex.split(self.gateway.shell)
         pid, self.master = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, the agent does not
             try:
                 os.execvp(argv[0], argv)
             finally:
