@@ -12,7 +12,8 @@ from typing import Any
 # Cc: ESC and friends move the cursor; Cf: bidirectional marks and zero widths reorder or hide text; Zl, Zp break lines;
 # Cs, Co, Cn: nothing that a terminal shows the same way everywhere.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&#!$@])")
+# An underscore within a word is no markup; GitHub makes mentions of @ and mathematics of $.
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~&#!$@]|(?<![^\W_])_|_(?![^\W_]))")
 _BACKTICKS = re.compile(r"`+")
 
 

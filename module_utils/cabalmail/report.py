@@ -23,7 +23,7 @@ SEVERITIES = ("critical", "warning", "info")
 ABOUT_EVIDENCE = ("coverage.", "alert.", "inconclusive")
 NO_FAULT = "none."
 WIDTH = 80
-HEIGHT = 20  # of 24 rows; the recap needs the others
+HEIGHT = 19  # of 24 rows; the recap and the prompt need the others
 
 # What a person calls the sections of the fact, in the order of the runbook.
 STEPS = {
@@ -138,7 +138,8 @@ class TierRow:
         return [inert(self.tier, 20), *("?" if number is None else f"{number}" for number in numbers), self.coverage]
 
 
-TIER_COLUMNS = ("tier", "lines", "messages", "recipients", "peak 30m", "unseen", "sent", "deferred", "log")
+TIER_COLUMNS = ("tier", "lines", "messages", "recipients", "peak 30 m", "unseen", "sent", "deferred", "log")
+SHORT_COLUMNS = ("tier", "lines", "msgs", "rcpts", "peak/30m", "unseen", "sent", "deferred", "log")
 
 
 def tier_rows(triage: Facts) -> list[TierRow]:
@@ -185,41 +186,35 @@ def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
     """
     head = _head(triage, result)
     table = _table(tier_rows(triage))
-    foot = [Line(_fit(f"Report: {inert(where, 400)}", 400))]
-    middle = _middle(triage)
+    foot = [Line(f"Report: {inert(where, 400)}")]
     room = HEIGHT - _rows(head) - _rows(table) - _rows(foot)
-    actions, unknown = _share(middle, _unchecked_lines(triage), room)
-    return [*head, *table, *actions, *unknown, *foot]
-
-
-def _share(first: list[Line], second: list[Line], room: int) -> tuple[list[Line], list[Line]]:
-    """Cut two lists to a common room; what does not fit is in the report, and the last line says so."""
-    keep = min(_rows(second), max(3, room - _rows(first)))
-    return _cut(first, room - keep), _cut(second, keep)
+    codes, actions = _codes(triage), _actions(triage)
+    unknown = _unchecked_lines(triage, room - _rows(codes) - _rows(actions[0] if actions else []))
+    actions = _whole(actions, room - _rows(codes) - _rows(unknown))
+    return [*head, *table, *codes, *(line for action in actions for line in action), *unknown, *foot]
 
 
 def _rows(lines: Iterable[Line]) -> int:
     return sum(line.rows for line in lines)
 
 
-def _cut(lines: list[Line], room: int) -> list[Line]:
-    if _rows(lines) <= room:
-        return lines
-    kept: list[Line] = []
-    for line in lines:
-        if _rows(kept) + line.rows > room - 1:
+def _whole(blocks: list[list[Line]], room: int) -> list[list[Line]]:
+    """The first block, and of the others those that fit whole: half an instruction misleads. The report has them all."""
+    kept = blocks[:1]
+    for block in blocks[1:]:
+        if _rows(line for known in [*kept, block] for line in known) > room:
             break
-        kept.append(line)
-    return [*kept, Line("   ... more in the report", "dim")] if room > 0 else []
+        kept.append(block)
+    return kept
 
 
 def _head(triage: Facts, result: Facts) -> list[Line]:
     run, alert = triage["run"], triage["alert"]
     window = alert.get("window") or {}
     about = f"{alert.get('name', 'no alert')}" if alert.get("source") != "none" else "no page"
-    fired = f", fired {_clock(window['fired_at'])}" if window.get("fired_at") else ""
-    span = f"{_clock(window['start'])} to {_clock(window['end'])} UTC" if window else "no window"
-    title = Line(_fit(f"== {inert(run['environment'], 30)}: {about}{fired}; looked at {span} =="), "dim")
+    fired = f" fired {window['fired_at'][11:16]}," if window.get("fired_at") else ","
+    span = f"{window['start'][:16].replace('T', ' ')} to {window['end'][11:16]} UTC" if window else "no window"
+    title = Line(_fit(f"== {inert(run['environment'], 20)}: {about}{fired} {span} =="), "dim")
     verdict = triage.get("verdict")
     if not verdict:
         return [title, *_wrapped(f"NO VERDICT: {result['error']}", 2, "critical")]
@@ -241,39 +236,43 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
     return lines
 
 
-def _middle(triage: Facts) -> list[Line]:
+def _codes(triage: Facts) -> list[Line]:
     codes = top_codes(triage, 4)
-    lines: list[Line] = []
-    if codes:
-        listed = ", ".join(f"{row['code']} x{row['recipients']} {inert(row['text'], 30)}".rstrip() for row in codes)
-        lines += _wrapped(f"Codes: {listed}", 2)
-    verdict = triage.get("verdict") or {}
-    for number, action in enumerate(verdict.get("next_actions") or [], 1):
-        lines += _wrapped(f"{number}. {action['text']}", 2, hang="   ")
+    listed = ", ".join(f"{row['code']} x{row['recipients']} {inert(row['text'], 40)}".rstrip() for row in codes)
+    return [Line(_fit(f"Codes: {listed}"))] if codes else []
+
+
+def _actions(triage: Facts) -> list[list[Line]]:
+    blocks = []
+    for number, action in enumerate((triage.get("verdict") or {}).get("next_actions") or [], 1):
+        block = _wrapped(f"{number}. {action['text']}", 2, hang="   ")
         if action.get("command"):
-            lines.append(Line(f"   $ {inert(action['command'], 2000)}"))
-    return lines
+            block.append(Line(f"   $ {inert(action['command'], 2000)}"))
+        blocks.append(block)
+    return blocks
 
 
-def _unchecked_lines(triage: Facts) -> list[Line]:
-    """A sentence a step, since one cause often has many effects; the report has them all."""
+def _unchecked_lines(triage: Facts, room: int) -> list[Line]:
+    """A line a step, since one cause often has many effects; where they don't fit, the steps and the first cause."""
     left_out = skipped(triage)
     by_step: dict[str, list[str]] = {}
     for sentence in unchecked(triage):
         step, _, reason = sentence.partition(": ")
-        by_step.setdefault(step, []).append(reason)
+        if step not in left_out:
+            by_step.setdefault(step, []).append(reason)
     said = [
-        f"{step}: {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
+        f"Not checked: {step}: {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
         for step, reasons in by_step.items()
-        if step not in left_out
     ]
-    if left_out:
-        said.append(f"skipped: {', '.join(left_out)}")
-    return [line for text in said for line in _wrapped(f"Not checked: {text}", 2, "warning", hang="   ")]
+    skips = [Line(_fit(f"Skipped: {', '.join(left_out)}"), "dim")] if left_out else []
+    if len(said) + len(skips) <= max(1, room):
+        return [*(Line(_fit(text), "warning") for text in said), *skips]
+    first = next(iter(by_step.values()))[0]
+    return [*_wrapped(f"Not checked: {', '.join(by_step)} ({first})", 2, "warning"), *skips]
 
 
 def _table(rows: Iterable[TierRow]) -> list[Line]:
-    table = [list(TIER_COLUMNS), *(row.cells() for row in rows)]
+    table = [list(SHORT_COLUMNS), *(row.cells() for row in rows)]
     if len(table) == 1:
         return []
     widths = [max(len(row[column]) for row in table) for column in range(len(TIER_COLUMNS))]
@@ -302,8 +301,3 @@ def _wrapped(text: str, most: int, kind: str = "", hang: str = "") -> list[Line]
 
 def _fit(text: str, width: int = WIDTH) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _clock(moment: str) -> str:
-    """``2026-11-24 21:53`` of an RFC 3339 text."""
-    return moment[:16].replace("T", " ")
