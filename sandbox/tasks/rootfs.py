@@ -262,7 +262,8 @@ O DefaultUser=0:0
 O Timeout.queuewarn=4h
 Mlocal, P=/bin/false, F=lsDFMAw5:/|@q, A=false
 Mprog, P=/bin/sh, F=lsD, A=sh -c $u
-Sparse
+Sparse=0
+R$+\t$#local $: $1
 """
 
 

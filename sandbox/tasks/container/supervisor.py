@@ -4,14 +4,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A small supervisord: the states, timing rules and log lines of supervisor 4 for the programs of a mail task.
 
-Runs as the first process of the task; standard library only. Reads ``/etc/supervisord.conf`` ([program:x] with command,
-startsecs, autostart, autorestart). Standard input is a pipe whose other end the sandbox holds: at its end the sandbox is
-gone and so is the task.
+Runs as the first process of the task; standard library only. Reads ``/etc/supervisord.conf`` ([program:x] with
+command, startsecs, autostart, autorestart). Standard input is a pipe whose other end the sandbox holds: at its end the
+sandbox is gone and so is the task.
 
-Three options are not supervisord's. ``resume`` in [supervisord] (seconds): the task is put into a state whose start lies
-that far in the past, so the first starts are logged to the file only, with the times that they would have had. Per program,
-``state`` is handed to that first start as RESUMED, or is dead: it ends with status 1 until supervisord gives up, which
-counts as ``died`` seconds ago.
+Three options are not supervisord's. ``resume`` in [supervisord] (seconds): the task is put into a state whose start
+lies that far in the past, so the first starts are logged to the file only, with the times that they would have had. Per
+program, ``state`` is handed to that first start as RESUMED, or is dead: it ends with status 1 until supervisord gives
+up, which counts as ``died`` seconds ago.
 """
 
 from __future__ import annotations
