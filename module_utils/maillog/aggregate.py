@@ -761,8 +761,10 @@ class TierAggregator:
             ],
             "sender_domains": self._sender_domains(),
             "senders": [
-                {"sender": self._masked_sender(number), "recipients": count}
-                for number, count in _top(self._sender_recipients)
+                {"sender": self._masked_sender(sender), "recipients": count}
+                for sender, count in _top(
+                    Counter({self._sender_keys[number][0]: n for number, n in self._sender_recipients.items()})
+                )
             ],
             "relays": [
                 {"relay": relay, "ip": address, "recipients": count} for (relay, address), count in _top(self._relays)
@@ -821,8 +823,7 @@ class TierAggregator:
             domains["(not logged)"] += sum(self._awaited.values())
         return [{"domain": domain, "recipients": count} for domain, count in _top(domains)]
 
-    def _masked_sender(self, number: int) -> str:
-        sender = self._sender_keys[number][0]
+    def _masked_sender(self, sender: str) -> str:
         if not sender:
             return "<>"
         return sender if sender.startswith("(") else self._masker.address(sender)

@@ -69,9 +69,14 @@ def events(name: str) -> list[Event]:
     return found
 
 
-def aggregate(found: list[Event], tier: str, **options: Any) -> TierAggregator:
+def window_of(found: list[Event]) -> tuple[int, int]:
     times = [event.timestamp for event in found] or [NOW]
-    aggregator = TierAggregator(tier, f"/ecs/cabal-{tier}", classifier(), MASKER, min(times), max(times), **options)
+    return min(times), max(times)
+
+
+def aggregate(found: list[Event], tier: str, window: tuple[int, int] | None = None, **options: Any) -> TierAggregator:
+    start, end = window or window_of(found)
+    aggregator = TierAggregator(tier, f"/ecs/cabal-{tier}", classifier(), MASKER, start, end, **options)
     aggregator.feed(found)
     return aggregator
 
