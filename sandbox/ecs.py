@@ -496,9 +496,11 @@ class Cluster:
             self._begin_stop(task, "ServiceSchedulerInitiated", _scaling(deployment))
         await self._all(self._drain(service, task) for task in surplus)
         while missing := wanted - len(service.of(deployment)):
+            # A task may also end while its successors start: count again after each round.
             started = await self._all(self._start_task(service, deployment) for _ in range(missing))
             if all(started):
-                break
+                await self._retire_others(service, deployment)
+                continue
             if service.tier.service.circuit_breaker and deployment.failed >= BREAKER_THRESHOLD:
                 await self._roll_back(service, deployment)
                 return

@@ -108,8 +108,7 @@ def test_drop_garbage_latency_and_hang(running: SandboxUnderTest, write_scenario
     ecs, logs = running.client("ecs"), running.client("logs")
     with pytest.raises(botocore.exceptions.ConnectionClosedError):
         ecs.list_tasks(cluster="cabal-mail")
-    with pytest.raises(botocore.parsers.ResponseParserError):
-        ecs.list_services(cluster="cabal-mail")
+    assert "serviceArns" not in ecs.list_services(cluster="cabal-mail"), "botocore takes garbage for an empty answer"
     begun = time.monotonic()
     logs.describe_log_groups()
     assert time.monotonic() - begun >= 0.3
