@@ -18,6 +18,8 @@ MAX_TEXT = 800
 _KNOWN_WORDS = 20_000
 _MAX_WORD = 200
 
+HEAD = re.compile(r"\s*([245]\d\d(?:[- ]#?[245]\.\d{1,3}\.\d{1,3}(?![\w]|\.\d))?)(?:[- ]\s*|\Z)")
+"""The codes at the head of an answer: three digits, perhaps an enhanced code."""
 # A continuation inside a joined multi-line answer: " / 550-5.7.1 ".
 _CONTINUATION = re.compile(r"\s*(?:\s/|[\r\n])\s*[245]\d\d(?:[- ]|$)(?:[245]\.\d{1,3}\.\d{1,3}(?![\d.])\s?)?")
 _WHOLE_ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{0,252}\w>?([:;,.)]{0,4})\Z")
@@ -43,9 +45,7 @@ _KEPT_CODE = re.compile(
     r"[A-Z]{1,5}\d{0,3}[-_]?[A-Z]?\d{1,4}\Z"
     r"|(?i:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z"
 )
-_MEASURE = re.compile(
-    r"\d+(?:[.,]\d+)?(?:s|secs?|seconds|m|mins?|minutes|h|hours|d|days|kb?|mb?|gb?|bytes)?\Z", re.I
-)
+_MEASURE = re.compile(r"\d+(?:[.,]\d+)?(?:s|secs?|seconds|m|mins?|minutes|h|hours|d|days|kb?|mb?|gb?|bytes)?\Z", re.I)
 _PIECE = re.compile(r"[A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*(?:[.:][A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*)*", re.A)
 _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", re.A)
 
@@ -132,7 +132,12 @@ class Normaliser:
         self._words = _Words(kept_hosts)
 
     def __call__(self, text: str) -> str:
-        """The masked text: single spaces, lines of a multi-line answer joined, at most :data:`MAX_TEXT` characters."""
+        """The masked text, codes at its head as they are, in single spaces; of a long text head and end."""
+        head = HEAD.match(text)
+        return f"{head[1]} {self.words(text[head.end() :])}".rstrip() if head else self.words(text)
+
+    def words(self, text: str) -> str:
+        """The masked text of an answer whose codes are off: lines of a multi-line answer are joined."""
         if len(text) > MAX_TEXT:
             text = f"{text[: MAX_TEXT * 3 // 4]} ... {text[-MAX_TEXT // 4 :]}"
         if " / " in text or "\n" in text:

@@ -245,11 +245,11 @@ class Classifier:
             code, enhanced = attempt.code or "", enhanced or attempt.enhanced or ""
         where, provider = self._relays(attempt.relay)
         return _Evidence(
-            self.normalise(body).lower(),
+            self.normalise.words(body).lower(),
             code,
             enhanced if enhanced.count(".") == 2 else "",
             # Beside an answer, stat= is a word of sendmail's or the answer again.
-            (stat if len(stat) < _LONGEST_BARE_STAT else "" if reply else self.normalise(stat)).lower(),
+            (stat if len(stat) < _LONGEST_BARE_STAT else "" if reply else self.normalise.words(stat)).lower(),
             attempt.stage_hint if "stage" in self._asked else None,
             where,
             provider if "provider" in self._asked else None,
