@@ -199,7 +199,7 @@ def _rows(lines: Iterable[Line]) -> int:
 
 
 def _whole(blocks: list[list[Line]], room: int) -> list[list[Line]]:
-    """The first block, and of the others those that fit whole: half an instruction misleads. The report has them all."""
+    """The first block, and of the others those that fit whole: half an instruction misleads; the report has them."""
     kept = blocks[:1]
     for block in blocks[1:]:
         if _rows(line for known in [*kept, block] for line in known) > room:

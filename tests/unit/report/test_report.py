@@ -1,0 +1,280 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Outcome, summary, Markdown, files and schema."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils.cabalmail import report, report_files
+from ansible.module_utils.cabalmail.inert import code, fenced, inert, markdown
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .sample import finding, tier_log, triage, unavailable
+
+REPO = Path(__file__).resolve().parents[3]
+SCHEMA = REPO / "data" / "schema" / "triage-1.json"
+TEMPLATE = REPO / "roles" / "report" / "templates" / "triage.md.j2"
+HOSTILE = (
+    "\x1b[2J\x1b]0;owned\x07`rm -rf`|<script>alert(1)</script>\n# heading\n\u202egnp.exe [x](http://evil) **b** @all"
+)
+
+
+def plugin() -> ModuleType:
+    """The action plugin as a module."""
+    spec = importlib.util.spec_from_file_location("triage_report", REPO / "plugins" / "action" / "triage_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+action = plugin()
+
+
+def texts(fact: dict[str, Any], error: str | None = None) -> list[str]:
+    """The terminal summary."""
+    return [line.text for line in report.summary(fact, report.outcome(fact, error), "reports/prod/latest/triage.md")]
+
+
+@pytest.mark.parametrize(
+    ("fact", "status"),
+    [
+        (triage(finding()), "finding"),
+        (triage(finding(severity="warning")), "finding"),
+        (triage(finding("none.below_threshold", "info")), "ok"),
+        (triage(finding("none.ended", "info")), "ok"),
+        (triage(finding("none.below_threshold", "info"), tiers=unavailable("denied")), "incomplete"),
+        (triage(finding("inconclusive", "warning")), "incomplete"),
+        (triage(finding("coverage.unavailable", "warning")), "incomplete"),
+        (triage(finding("coverage.blind_tier", "warning"), finding("imap.missing_user", "warning")), "finding"),
+        (triage(), "error"),
+    ],
+)
+def test_outcome_tells_a_finding_from_a_broken_run(fact: dict[str, Any], status: str) -> None:
+    outcome = report.outcome(fact, None)
+    assert outcome["status"] == status
+    assert (outcome["error"] is not None) == (status == "error")
+
+
+def test_a_broken_run_keeps_its_verdict() -> None:
+    outcome = report.outcome(triage(finding()), "it broke")
+    assert (outcome["status"], outcome["error"], outcome["verdict"]) == ("error", "it broke", "smtp_out.provider_block")
+
+
+def test_fail_on_counts_what_is_as_severe_or_more() -> None:
+    fact = triage(finding(severity="warning"), finding("none.ended", "info"))
+    assert report.standing(fact, "critical") == []
+    assert report.standing(fact, "warning") == ["smtp_out.provider_block"]
+    assert report.standing(fact, "info") == ["smtp_out.provider_block", "none.ended"]
+
+
+@pytest.mark.parametrize(
+    "coverage", [{"blind": True}, {"status": "unavailable", "reasons": ["AccessDeniedException"], "blind": None}]
+)
+def test_a_tier_that_was_not_seen_has_no_numbers(coverage: dict[str, Any]) -> None:
+    log = tier_log("smtp-in", **coverage)
+    fact = triage(finding(), tiers={"status": "partial", "reasons": ["smtp-in"], "by_tier": {"smtp-in": log}})
+    row = next(line for line in texts(fact) if line.startswith("smtp-in"))
+    assert re.findall(r"\d", row) == []
+    assert row.count("?") == 7
+
+
+def test_what_could_not_be_checked_is_said() -> None:
+    fact = triage(
+        finding(),
+        containers=unavailable("ECS Exec is disabled."),
+        deliverability=unavailable("skipped"),
+        tiers={**triage()["tiers"], "by_tier": {"imap": tier_log("imap", blind=True)}},
+    )
+    said = report.unchecked(fact)
+    assert said == [
+        "mail logs: imap does not log deliveries at its LogLevel: its counts are unknown, not zero",
+        "inside the containers: ECS Exec is disabled.",
+        "deliverability: skipped",
+    ]
+    lines = texts(fact)
+    assert "Not checked: inside the containers: ECS Exec is disabled." in lines
+    assert "Skipped: deliverability" in lines
+
+
+def worst() -> dict[str, Any]:
+    """A fact in which everything is long, hostile and missing."""
+    rows = [finding(f"smtp_out.x{'y' * number}") for number in range(12)]
+    rows[0].update(
+        summary=HOSTILE * 20,
+        confidence_reason=HOSTILE * 20,
+        next_actions=[{"text": HOSTILE * 9, "command": "aws x " + "y" * 300}] * 9,
+    )
+    logs = {f"tier-{number}-{HOSTILE}": tier_log("x", 10**9) for number in range(4)}
+    bad = {"status": "partial", "reasons": [HOSTILE * 5] * 9}
+    sections = {name: {**triage()[name], **bad} for name in report.STEPS if name != "tiers"}
+    return triage(*rows, tiers={**bad, "by_tier": logs}, **sections)
+
+
+def test_the_summary_fits_the_screen_whatever_it_says() -> None:
+    lines = report.summary(worst(), report.outcome(worst(), "broken " * 99), "r/triage.md")
+    assert all(len(line.text) <= report.WIDTH for line in lines if not line.text.startswith("   $ "))
+    assert all(line.text.isprintable() for line in lines)
+    assert lines[-1].text == "Report: r/triage.md"
+
+
+@pytest.mark.parametrize("actions", range(1, 8))
+@pytest.mark.parametrize("missing", range(8))
+def test_an_ordinary_summary_has_at_most_its_height(actions: int, missing: int) -> None:
+    step = {
+        "text": "Do a thing that takes about one line and a half to tell, because it is so. " * 2,
+        "command": "aws x",
+    }
+    sections = {
+        name: {**triage()[name], "status": "partial", "reasons": ["it was denied"]}
+        for name in list(report.STEPS)[:missing]
+    }
+    fact = triage(
+        finding(summary="A sentence of some length. " * 6, next_actions=[step] * actions), finding(), **sections
+    )
+    assert len(texts(fact)) <= report.HEIGHT
+
+
+def test_the_first_instruction_is_always_whole() -> None:
+    command = "aws ecs execute-command " + "x" * 200
+    lines = texts(triage(finding(next_actions=[{"text": "Do it.", "command": command}] * 9)))
+    assert f"   $ {command}" in lines
+
+
+def test_hostile_text_is_inert_in_markdown() -> None:
+    fact = worst()
+    log = tier_log("smtp-out", 40)
+    log["bounces"]["replies"] = [{"text": HOSTILE, "reason": "policy", "recipients": 40}]
+    log["bounces"]["samples"] = [{"time": None, "task": "x", "line": "```\n" + HOSTILE}]
+    fact["tiers"]["by_tier"]["smtp-out"] = log
+    text = action.render(fact, report.outcome(fact, None), TEMPLATE)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e]", text)
+    outside = re.sub(r"(?ms)^ *(`{3,})\n.*?^ *\1$", "", text)
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", outside)
+    assert "\n# heading" not in outside
+    assert not re.search(r"(?<!\\)<script", outside)
+    assert not re.search(r"(?<!\\)\]\(http", outside)
+
+
+def test_markdown_of_a_run_that_saw_nothing() -> None:
+    sections = {name: unavailable("skipped") for name in report.STEPS}
+    fact = triage(**sections)
+    text = action.render(fact, report.outcome(fact, "the table is wrong"), TEMPLATE)
+    assert "# No verdict in prod" in text
+    assert "the table is wrong" in text
+    assert "No tier's log was read." in text
+
+
+@given(st.text())
+def test_inert_text_is_one_printable_line(text: str) -> None:
+    for made in (inert(text), markdown(text), code(text)):
+        assert made == "" or made.isprintable()
+    assert all(line.isprintable() for line in fenced(text).splitlines())
+
+
+@given(st.text(alphabet="`|ab \n"))
+def test_a_code_span_can_not_be_left(text: str) -> None:
+    made = code(text)
+    if made:
+        fence = re.match(r"`+", made).group()
+        inside = made[len(fence) : -len(fence)]
+        assert fence not in re.findall(r"`+", inside)
+        assert not re.search(r"(?<!\\)\|", made)
+
+
+def test_the_sample_fits_the_schema() -> None:
+    assert action.schema_faults(triage(finding()), SCHEMA) == []
+    assert action.schema_faults(triage(), SCHEMA) == []
+    empty = {name: unavailable("skipped") for name in report.STEPS}
+    assert action.schema_faults(triage(**empty), SCHEMA) == []
+
+
+BREAKS = {
+    "version": (("schema_version",), 2),
+    "no alert": (("alert",), None),
+    "unknown status": (("tiers", "status"), "fine"),
+    "complete with reasons": (("tiers", "reasons"), ["why"]),
+    "unavailable without a reason": (("containers",), {"status": "unavailable", "reasons": []}),
+    "partial without a reason": (("containers", "status"), "partial"),
+    "section without its members": (("address_map",), {"status": "complete", "reasons": []}),
+    "time without zone": (("run", "started"), "2026-11-24T22:00:00"),
+    "negative count": (("tiers", "by_tier", "imap", "bounces", "lines"), -1),
+    "count as text": (("tiers", "by_tier", "imap", "bounces", "lines"), "3"),
+    "no next action": (("findings", 0, "next_actions"), []),
+    "severity": (("verdict", "severity"), "bad"),
+    "fingerprint": (("verdict", "fingerprint"), "x"),
+    "evidence that is no pointer": (("verdict", "evidence"), ["tiers"]),
+    "remedy": (("verdict", "remedy"), {"kind": "reboot", "service": "x", "tasks": []}),
+    "more in a finding": (("verdict", "extra"), 1),
+    "more at the top": (("extra",), 1),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_breaks_the_schema_is_named(name: str) -> None:
+    path, value = BREAKS[name]
+    fact = copy.deepcopy(triage(finding()))
+    place: Any = fact
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    faults = action.schema_faults(fact, SCHEMA)
+    assert faults
+    assert all(fault.startswith("/") and fault.isprintable() for fault in faults)
+
+
+def test_files_and_latest(tmp_path: Path) -> None:
+    first = report_files.write(tmp_path, "prod", "1", {"triage.md": "one"})
+    second = report_files.write(tmp_path, "prod", "2", {"triage.md": "two"})
+    assert (first / "triage.md").read_text() == "one"
+    assert (tmp_path / "prod" / "latest").resolve() == second
+    assert sorted(entry.name for entry in (tmp_path / "prod").iterdir()) == ["1", "2", "latest"]
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/etc", "", ".", "a/b", "\0"])
+def test_no_name_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "reports"
+    place = report_files.write(folder, name, name, {"x": ""})
+    assert folder in place.resolve().parents
+
+
+def test_folder_given_by_hand(tmp_path: Path) -> None:
+    assert report_files.choose_folder(str(tmp_path / "a" / "b"), {}) == tmp_path / "a" / "b"
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        report_files.choose_folder(str(tmp_path / "file" / "x"), {})
+
+
+def test_folder_falls_back_to_the_runner_and_then_to_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert report_files.choose_folder("", {}) == tmp_path / "reports"
+    os.rmdir(tmp_path / "reports")
+    (tmp_path / "reports").touch()  # root may write to a read-only folder, but not into a file
+    runner = {"AWX_ISOLATED_DATA_DIR": str(tmp_path / "artifacts")}
+    assert report_files.choose_folder("", runner) == tmp_path / "artifacts" / "reports"
+    temporary = report_files.choose_folder("", {})
+    assert temporary.name.startswith("cabalmail-reports-")
+    temporary.rmdir()
+
+
+def test_plain_takes_ansibles_types_off() -> None:
+    class Tagged(str):
+        """What Ansible's own strings look like to JSON."""
+
+    made = action.plain({Tagged("a"): (Tagged("b"), 1, None)})
+    assert json.dumps(made) == '{"a": ["b", 1, null]}'
+    assert type(made["a"][0]) is str
