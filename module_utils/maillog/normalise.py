@@ -24,6 +24,8 @@ HEAD = re.compile(r"\s*([245]\d\d(?:[- ]#?[245]\.\d{1,3}\.\d{1,3}(?![\w]|\.\d))?
 _CONTINUATION = re.compile(r"\s*(?:\s/|[\r\n])\s*[245]\d\d(?:[- ]|$)(?:[245]\.\d{1,3}\.\d{1,3}(?![\d.])\s?)?")
 _WHOLE_ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{0,252}\w>?([:;,.)]{0,4})\Z")
 _WHOLE_IPV4 = re.compile(r"([(\[]?)\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}([)\]:;,.]{0,3})\Z")
+# One identifier or number, perhaps of several parts whose last is a number, between punctuation.
+_WHOLE_PIECE = re.compile(r"([(\[\"']*)([\w+*-]*\d[\w+*-]*(?:\.[\w+*-]*){0,3}(?<=\d))([)\]\"',;:.]*)\Z", re.A)
 _PLAIN_WORD = re.compile(r"[^\d@./:<>=]+\Z")
 _ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
 _ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
@@ -51,8 +53,11 @@ _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", r
 
 
 def _mask_piece(match: re.Match[str]) -> str:
+    return _mask_text(match.group())
+
+
+def _mask_text(piece: str) -> str:
     """A run with a digit in it: a code that tells is kept, a number or an identifier is masked."""
-    piece = match.group()
     if _ENHANCED.match(piece) or _KEPT_CODE.match(piece):
         return piece
     return "<n>" if _MEASURE.match(piece) else "<id>"
@@ -83,6 +88,11 @@ class _Words(dict[str, str]):
             return f"{whole[1]}<ip>{whole[2]}"
         if _PLAIN_WORD.match(word) or _ENHANCED.match(word):
             return word
+        piece = _WHOLE_PIECE.match(word) if word.count("-") < 2 else None
+        if piece is not None:
+            last = piece[2].rpartition(".")[2]
+            if last == piece[2] or last.isdigit():
+                return piece[1] + _mask_text(piece[2]) + piece[3]
         url = _URL.search(word)
         if url is not None:
             return self._mask_rest(word[: url.start()]) + _mask_url(url.group()) + self._mask_rest(word[url.end() :])
@@ -130,6 +140,7 @@ class Normaliser:
 
     def __init__(self, kept_hosts: Iterable[str] = ()) -> None:
         self._words = _Words(kept_hosts)
+        self._last = ("", "")
 
     def __call__(self, text: str) -> str:
         """The masked text, codes at its head as they are, in single spaces; of a long text head and end."""
@@ -138,11 +149,18 @@ class Normaliser:
 
     def words(self, text: str) -> str:
         """The masked text of an answer whose codes are off: lines of a multi-line answer are joined."""
+        text = text.strip()
+        whole, masked = self._last
+        if text == whole:  # An answer is masked for its reason and then for the report.
+            return masked
+        whole = text
         if len(text) > MAX_TEXT:
             text = f"{text[: MAX_TEXT * 3 // 4]} ... {text[-MAX_TEXT // 4 :]}"
         if " / " in text or "\n" in text:
             text = _CONTINUATION.sub(" ", text)
-        return " ".join(map(self._words.__getitem__, text.split()))
+        masked = " ".join(map(self._words.__getitem__, text.split()))
+        self._last = (whole, masked)
+        return masked
 
 
 _default = Normaliser()
