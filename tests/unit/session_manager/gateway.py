@@ -216,7 +216,9 @@ class _Agent:
     async def shake(self) -> None:
         request = {"AgentVersion": "3.3.0.0", "RequestedClientActions": self.mischief.handshake}
         await self.send(json.dumps(request).encode(), 5)
-        await self.handshaken.wait()
+        waits = [asyncio.ensure_future(self.handshaken.wait()), asyncio.ensure_future(self.socket.wait_closed())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        waits[0].cancel()
         await self.send(b'{"HandshakeTimeToComplete":1,"CustomerMessage":"This session is encrypted {"}', 7)
 
     async def command(self) -> None:
