@@ -195,7 +195,7 @@ class Cluster:
         if task is None or task.desired_status != "RUNNING" or task.last_status != "RUNNING":
             return
         service = self.services[task.service]
-        task.alive, task.exit_code = False, status
+        task.exit_code = status
         self._begin_stop(task, "EssentialContainerExited", "Essential container in task exited")
         self._spawn(self._drain(service, task))
         self._replace(service)
