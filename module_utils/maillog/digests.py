@@ -35,7 +35,8 @@ class DigestSet:
             self._buckets[index] = bytearray(packed)
             self.size += 1
             return True
-        if _find(bucket, packed, _WIDTH) >= 0:
+        at = bucket.find(packed)
+        if at >= 0 and (at % _WIDTH == 0 or _find(bucket, packed, _WIDTH) >= 0):
             return False
         bucket += packed
         self.size += 1

@@ -99,6 +99,7 @@ _MILTER_CONNECT = "connection or greeting refused by a milter"
 _NOTICES = {"DSN": "dsn", "sender notify": "sender", "return to sender": "return", "postmaster notify": "postmaster"}
 _DOVECOT_PROGRAMS = ("dovecot", "imap", "imap-login", "managesieve", "auth", "submission-login", "master")
 _RELAYS: dict[str, tuple[str | None, str | None]] = {}
+_NO_RELAY = (None, None)
 _FIELD = ", stat="
 _DEFERRED = ", stat=Deferred"
 _TWIN = ", stat=Deferred: "
@@ -119,27 +120,29 @@ class Parser:
             event_ms: the event's own time in milliseconds since 1970: gives a year to prefixes that have none.
         """
         match = _SYSLOG.match(message)
-        if match is not None:
-            return self._syslog(match, message, event_ms)
+        if match is None:
+            return self._untimed(message, event_ms)
+        minute, second, fraction, zone, day, clock, part, program, pid = match.groups()
+        stamp: int | None
+        if minute is not None:
+            stamp = self._minutes.get((minute, zone), -1)
+            if stamp == -1:
+                stamp = self._minute(minute, zone)
+            if stamp is not None:
+                stamp += int(second) * 1000
+                if fraction is not None:
+                    stamp += int(fraction[:3]) if len(fraction) > 2 else int(fraction.ljust(3, "0"))
+        else:
+            stamp, fraction = self._yearless(day, clock, event_ms), part
+        record = _sendmail(message, match.end()) if program == "sendmail" else _mail(program, message, match.end())
+        return Line(stamp, fraction is not None, int(pid) if pid else None, record)
+
+    def _untimed(self, message: str, event_ms: int) -> Line:
         if message[:1] == "[":
             for tag, kind in _TAGS.items():
                 if message.startswith(tag):
                     return Line(None, False, None, Other(kind, message[len(tag) :]))
         return self._unusual(message, event_ms)
-
-    def _syslog(self, match: re.Match[str], message: str, event_ms: int) -> Line:
-        minute, second, fraction, zone, day, clock, part, program, pid = match.groups()
-        if minute is not None:
-            base = self._minutes.get((minute, zone), -1)
-            if base == -1:
-                base = self._minute(minute, zone)
-            stamp = None if base is None else base + int(second) * 1000
-            if fraction and stamp is not None:
-                stamp += int(fraction[:3]) if len(fraction) > 2 else int(fraction.ljust(3, "0"))
-        else:
-            stamp, fraction = self._yearless(day, clock, event_ms), part
-        number = int(pid) if pid else None
-        return Line(stamp, fraction is not None, number, _mail(program, message, match.end()))
 
     def _minute(self, minute: str, zone: str) -> int | None:
         """Milliseconds of a whole minute with its offset from UTC; None when there is no such time."""
@@ -230,36 +233,45 @@ def _mail(program: str, message: str, start: int) -> Record:
 
 
 def _sendmail(message: str, start: int) -> Record:
-    match = _DELIVERY.match(message, start)
-    if match is not None:
-        return _delivery(match)
-    head = _PLAIN.match(message, start)
-    at = head.end() if head is not None else start
-    reader = _READERS.get(message[at : at + 3])
+    """What sendmail says: what stands after the queue id decides which pattern is tried."""
+    at = message.find(": ", start, start + 24) + 2
+    reader = _READERS.get(message[at : at + 3]) if at > 1 else None
     if reader is not None:
         record = reader(message, start)
         if record is not None:
             return record
+    if message.startswith("ruleset=", start):
+        return _ruleset(message, start) or Other("mail", message[start:])
+    head = _PLAIN.match(message, start)
     if head is None:
         return Other("daemon" if message.startswith("starting daemon (", start) else "mail", message[start:])
-    return _notice(message, start) or _own_words(head["id"], message, at) or Other("mail", message[start:])
+    return _notice(message, start) or _own_words(head["id"], message, head.end()) or Other("mail", message[start:])
 
 
-def _delivery(match: re.Match[str]) -> Delivery:
+def _delivery(message: str, start: int) -> Record:
+    match = _DELIVERY.match(message, start) or _DELIVERY_LOOSE.match(message, start)
+    if match is None:
+        return Other("cut", message[start:])
     queue_id, to, ctladdr, delay, mailer, relay, dsn, rest = match.groups()
-    reply, stat = _split_reply(rest)
-    host, address = _relay(relay) if relay else (None, None)
-    if dsn is None and mailer is None and stat:
-        outcome: Outcome = "rejected"
+    if rest.startswith(_FIELD):
+        reply, stat = None, rest[7:]
+    else:
+        reply, stat = _split_reply(rest)
+    host, address = (_RELAYS.get(relay) or _relay(relay)) if relay else _NO_RELAY
+    outcome: Outcome
+    if stat.startswith("Sent"):
+        outcome = "sent"
+    elif dsn is None and mailer is None and stat:
+        outcome = "rejected"
     else:
         outcome = _outcome(dsn, reply, stat)
     return Delivery(queue_id, to, ctladdr, delay, mailer, host, address, dsn, reply, stat, outcome)
 
 
 def _split_reply(rest: str) -> tuple[str | None, str]:
-    """`reply=` and `stat=` of what stands after `dsn=`.
+    """`reply=` and `stat=` of what stands after `dsn=`, where that does not begin with `stat=`.
 
-    Without `reply=`, all of it is `stat=`. With it, both may hold the far end's words, and those may hold `, stat=`.
+    Both may hold the far end's words, and those may hold `, stat=`.
     What sendmail does with an answer follows from the answer's first digit, which stands at the start of `reply=`:
 
     - 5: `stat=` is one of sendmail's own phrases and holds no foreign text: the last `, stat=` is the field;
@@ -268,8 +280,6 @@ def _split_reply(rest: str) -> tuple[str | None, str]:
       again, else the last `, stat=Deferred`. Wherever it is, the outcome is the same;
     - 2, 3: `stat=Sent (...)`: the first place, by the same reasoning.
     """
-    if rest.startswith(_FIELD):
-        return None, rest[len(_FIELD) :]
     if not rest.startswith(", reply="):
         # Too long for sendmail's buffer: what came before was cut with "...", the status stands whole at the end.
         cut = rest.rfind(_FIELD)
@@ -301,8 +311,6 @@ def _temporary(body: str) -> int:
 
 
 def _outcome(dsn: str | None, reply: str | None, stat: str) -> Outcome:
-    if stat.startswith("Sent"):
-        return "sent"
     if stat.startswith(("Deferred", "queued")):
         return "deferred"
     if stat.startswith("quarantine"):
@@ -314,12 +322,10 @@ def _outcome(dsn: str | None, reply: str | None, stat: str) -> Outcome:
 
 
 def _relay(relay: str) -> tuple[str | None, str | None]:
-    """Host name (lower case, no dot at the end) and address of a `relay=` value."""
-    found = _RELAYS.get(relay)
-    if found is None:
-        if len(_RELAYS) >= 10_000:
-            _RELAYS.clear()
-        found = _RELAYS[relay] = _split_relay(relay)
+    """Host name (lower case, no dot at the end) and address of a `relay=` value, remembered."""
+    if len(_RELAYS) >= 10_000:
+        _RELAYS.clear()
+    found = _RELAYS[relay] = _split_relay(relay)
     return found
 
 
@@ -333,18 +339,15 @@ def _split_relay(relay: str) -> tuple[str | None, str | None]:
     return host.rstrip(".").lower() or None, None
 
 
-def _cut_delivery(message: str, start: int) -> Record:
-    match = _DELIVERY_LOOSE.match(message, start)
-    return _delivery(match) if match is not None else Other("cut", message[start:])
-
-
 def _received(message: str, start: int) -> Record | None:
     match = _RECEIVED.match(message, start)
     if match is None:
         return None
     queue_id, sender, size, nrcpts = match.groups()
     at = message.rfind(", relay=", match.end())
-    relay, address = _relay(message[at + 8 :]) if at >= 0 else (None, None)
+    relay, address = _NO_RELAY
+    if at >= 0:
+        relay, address = _RELAYS.get(message[at + 8 :]) or _relay(message[at + 8 :])
     return Received(queue_id, sender.strip("<>"), int(size[:15]), int(nrcpts[:9]), relay, address)
 
 
@@ -385,7 +388,7 @@ def _refused(message: str, start: int) -> Record | None:
 
 
 _READERS: dict[str, Callable[[str, int], Record | None]] = {
-    "to=": _cut_delivery,
+    "to=": _delivery,
     "fro": _received,
     "rul": _ruleset,
     "Mil": _milter,
