@@ -10,7 +10,6 @@ distribution) the tasks get a stand-in for makemap and mailq; the reason is told
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,8 @@ TIMEOUT_SECONDS = 20
 # How long a failed download is not tried again, so that a machine without network starts fast.
 RETRY_AFTER_SECONDS = 3600
 BINARIES = "usr/libexec/sendmail"
+# Where a run with the default state folder keeps them, and every other run looks first.
+PROJECT_FOLDER = Path(__file__).parents[2] / ".cache" / "sandbox" / "debian"
 APT = (
     "-qq",
     "-o",
@@ -55,10 +56,12 @@ class UnavailableError(Exception):
 
 
 def ensure(folder: Path) -> SendmailTools:
-    """The tools in ``folder``, fetched on first use (some seconds).
+    """The tools in the project's cache if they are there, else in ``folder``, fetched on first use (some seconds).
 
     :raises UnavailableError: when the package can't be had; remembered for an hour.
     """
+    if (PROJECT_FOLDER / BINARIES / "makemap").exists():
+        folder = PROJECT_FOLDER
     failed = folder.with_suffix(".unavailable")
     if not (folder / BINARIES / "makemap").exists():
         if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER_SECONDS:
@@ -141,14 +144,8 @@ def _not_installed(packages: list[str]) -> list[str]:
     return [name for name in packages if name not in installed]
 
 
-def default_folder() -> Path:
-    """``CABALMAIL_SANDBOX_DIR``, else ``.cache/sandbox`` of the project, and in it ``debian``."""
-    state = os.environ.get("CABALMAIL_SANDBOX_DIR") or Path(__file__).parents[2] / ".cache" / "sandbox"
-    return Path(state) / "debian"
-
-
 if __name__ == "__main__":
     try:
-        ensure(default_folder())
+        ensure(PROJECT_FOLDER)
     except UnavailableError as unavailable:
         print(f"makemap and mailq will be stand-ins: {unavailable}.", file=sys.stderr)

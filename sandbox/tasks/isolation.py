@@ -23,7 +23,8 @@ class Isolation(Enum):
     USER = "Tasks run in user namespaces: every user in them has the user id 0, and file ownership can't be shown."
     FOLDER = (
         "This machine forbids namespaces, so tasks are plain processes over private folders: commands sent to a task "
-        "see the machine's own files and processes, with the task's files under $TASK_ROOT."
+        "see the machine's own files and processes, with the task's files under $TASK_ROOT, and makemap and mailq are "
+        "stand-ins."
     )
 
 

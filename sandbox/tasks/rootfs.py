@@ -149,12 +149,15 @@ def _python(host: Host) -> None:
 def _sendmail_tools(host: Host) -> None:
     for name in ("makemap", "mailq", "newaliases"):
         target = host.local / "bin" / name
-        if host.tools is None:
+        if host.tools is None or (name == "mailq" and host.isolation is Isolation.USER):
+            # sendmail drops privileges before it shows the queue, which a user namespace does not let it.
             target.symlink_to("../lib/cabalmail/sendmail_tools.py")
-            continue
-        folder = str(host.tools.folder) if host.isolation is Isolation.FOLDER else DEBIAN_HOME
-        libraries = host.tools.library_path.replace(str(host.tools.folder), folder)
-        _executable(target, f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {folder}/usr/libexec/sendmail/{name} "$@"\n')
+        elif name == "newaliases":
+            _executable(target, "#!/bin/sh\nsed 's/:[[:space:]]*/\\t/' /etc/aliases | makemap -N hash /etc/aliases\n")
+        else:
+            libraries = host.tools.library_path.replace(str(host.tools.folder), DEBIAN_HOME)
+            program = f"{DEBIAN_HOME}/usr/libexec/sendmail/{name}"
+            _executable(target, f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {program} "$@"\n')
 
 
 class MapMaker:
@@ -262,8 +265,7 @@ O DefaultUser=0:0
 O Timeout.queuewarn=4h
 Mlocal, P=/bin/false, F=lsDFMAw5:/|@q, A=false
 Mprog, P=/bin/sh, F=lsD, A=sh -c $u
-Sparse=0
-R$+\t$#local $: $1
+Sparse
 """
 
 

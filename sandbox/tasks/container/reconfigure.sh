@@ -39,7 +39,7 @@ regenerate() {
 # Sets handles to the receipt handles of up to $1 messages after waiting up to $2 seconds; to nothing when there is none.
 # A queue that can't be reached is silent, as in the deployment; the pause keeps it from spinning.
 receive() {
-  handles="$(aws sqs receive-message --queue-url "$SQS_QUEUE_URL" --max-number-of-messages "$1" --wait-time-seconds "$2" \
+  handles="$(exec aws sqs receive-message --queue-url "$SQS_QUEUE_URL" --max-number-of-messages "$1" --wait-time-seconds "$2" \
     --query 'Messages[].ReceiptHandle' --output text 2>/dev/null)" || { handles=""; sleep "$2"; }
   if [ "$handles" = None ]; then handles=""; fi
 }

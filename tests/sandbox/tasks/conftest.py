@@ -18,7 +18,6 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from sandbox.model import Address, Exec, Loop, MapState, TaskSpec, User
-from sandbox.tasks.debian import default_folder
 from sandbox.tasks.runtime import Runtime
 
 TABLE = "cabal-addresses"
@@ -46,9 +45,7 @@ class Cloud:
         self.lines: dict[str, list[str]] = defaultdict(list)
         self.exits: dict[str, int] = {}
         self._more = threading.Condition()
-        self.runtime = Runtime(
-            folder, default_folder().parent, endpoint=endpoint, on_line=self._said, on_exit=self._ended
-        )
+        self.runtime = Runtime(folder, folder, endpoint=endpoint, on_line=self._said, on_exit=self._ended)
         self._count = 0
 
     def _said(self, spec: TaskSpec, _at: int, line: str) -> None:

@@ -250,6 +250,7 @@ def test_a_stop_gives_the_programs_time_and_leaves_nothing(cloud: Cloud) -> None
     cloud.start(spec)
     task = cloud.runtime.task(spec.task_id)
     assert task is not None
+    cloud.shell(spec, "sleep 0.5")
     cloud.runtime.stop(spec.task_id)
     lines = cloud.lines[spec.task_id]
     assert any(line.endswith("WARN received SIGTERM indicating exit request") for line in lines)
