@@ -198,13 +198,14 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
 from typing import Any, NoReturn
 
 from ansible.module_utils.aws_support import aws_module, client
 from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
 from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
-from ansible.module_utils.maillog.aggregate import Event, TierAggregator, unavailable_tier
+from ansible.module_utils.maillog.aggregate import TierAggregator, peak_of, unavailable_tier
 from ansible.module_utils.maillog.reasons import Classifier
 
 FAILED_FILE = "failed_recipients.jsonl"
@@ -328,13 +329,14 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
     for page in reader.read(groups, start, end):
         found = page.events()
         aggregators[page.tier].feed(
-            Event(item["logStreamName"], item["timestamp"], item["message"], item.get("ingestionTime"), item["eventId"])
+            (item["logStreamName"], item["timestamp"], item["message"], item.get("ingestionTime"), item["eventId"])
             for item in found
         )
         pages += 1
         events += len(found)
         progress.show(pages, events)
     by_tier, reasons = {}, []
+    seconds: Counter[int] = Counter()
     for tier, group in groups:
         outcome = reader.outcomes[tier]
         status = outcome.status
@@ -346,6 +348,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             by_tier[tier] = unavailable_tier(tier, group, why, exists=outcome.exists)
         else:
             by_tier[tier] = aggregators[tier].result(status, why)
+            seconds.update(aggregators[tier].metric_seconds)
     if work_dir:
         write_failed(work_dir, aggregators)
     return {
@@ -359,6 +362,8 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             "throttled": reader.bucket.throttled,
             "seconds": round(time.monotonic() - started, 3),
         },
+        # The alert's metric has no dimension: it counts the lines of all tiers together.
+        "peak": peak_of(seconds),
         "by_tier": by_tier,
     }
 

@@ -101,22 +101,6 @@ def read_logs(tiers: Mapping[str, Facts]) -> list[Facts]:
     return [log for log in tiers.values() if usable(log.get("coverage"))]
 
 
-def sliding_peak(timeline: Iterable[Mapping[str, Any]], field: str, minutes: int) -> int:
-    """The largest sum of ``field`` over consecutive minutes of a timeline."""
-    by_minute: Counter[datetime] = Counter()
-    for entry in timeline:
-        at = moment(entry.get("minute"))
-        if at is not None:
-            by_minute[at] += entry.get(field) or 0
-    return max(
-        (
-            sum(count for at, count in by_minute.items() if start <= at < start + timedelta(minutes=minutes))
-            for start in by_minute
-        ),
-        default=0,
-    )
-
-
 def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -> dict[str, Any]:
     """Bounces over all tiers, as the alert's metric counts them and beyond it."""
     logs = read_logs(tiers)
@@ -125,10 +109,7 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
         unknown = ("lines", "recipients", "unseen", "peak", "recent", "over_threshold", "total", "tiers", "minimum")
         return dict.fromkeys(unknown)
     peak = section(triage, "tiers").get("peak") or {}
-    peak_lines = peak.get("lines")
-    if peak_lines is None:
-        merged = [entry for log in logs for entry in log.get("timeline") or []]
-        peak_lines = sliding_peak(merged, "dsn5_lines", alert["minutes"])
+    peak_lines = peak.get("lines") or 0
     recipients = sum(log["bounces"]["recipients"] for log in logs)
     unseen = sum(log["unseen"]["recipients"] for log in logs)
     own_seen = sum((log["bounces"].get("own_host") or {}).get("recipients") or 0 for log in logs)
@@ -180,12 +161,12 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "minimum",
         )
     )
-    if log is None or not usable(log.get("coverage")) or (log["coverage"].get("blind") and not log["bounces"]["lines"]):
+    if log is None or not usable(log.get("coverage")):
         return unknown
-    providers = [row for row in log["bounces"].get("providers") or [] if not row.get("own")]
-    reasons: Counter[str] = Counter()
-    for row in providers:
-        reasons.update(row.get("reasons") or {})
+    providers = log["bounces"].get("providers") or []
+    reasons = reason_counts(log["bounces"].get("reasons") or [])
+    reasons.subtract((log["bounces"].get("own_host") or {}).get("reasons") or {})
+    reasons = +reasons
     refusing = {row["provider"]: refused for row in providers if (refused := total(row, REFUSAL_REASONS))}
     top = max(refusing, key=lambda name: refusing[name], default=None)
     refused = sum(refusing.values())
@@ -427,11 +408,10 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
         for tier, log in sorted(tiers.items())
         if not usable(log.get("coverage"))
     ]
-    blind = [
-        {"tier": tier, "log_level": ((log["coverage"].get("log_level") or {}).get("value"))}
-        for tier, log in sorted(tiers.items())
-        if usable(log.get("coverage")) and log["coverage"].get("blind")
-    ]
+    levels = log_levels(triage)
+    sight = {tier: is_blind(log, levels.get(tier)) for tier, log in tiers.items() if usable(log.get("coverage"))}
+    blind = [{"tier": tier, "log_level": levels.get(tier)} for tier in sorted(sight) if sight[tier]]
+    unproven = sorted(tier for tier, value in sight.items() if value is None)
     partial = sorted(tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "partial")
     logs = section(triage, "tiers")
     steps = []
@@ -454,8 +434,31 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
         "steps": steps,
         "logs_unavailable": not usable(logs) and not any(usable(log.get("coverage")) for log in tiers.values()),
         "unreached_tasks": len(section(triage, "containers").get("unreachable") or []),
-        "complete": not unreadable and not blind and not partial and usable(logs),
+        "unproven_tiers": unproven,
+        "complete": not unreadable and not blind and not partial and not unproven and usable(logs),
     }
+
+
+#: sendmail logs a permanent failure from this LogLevel on.
+BOUNCES_LOGGED_FROM = 7
+
+
+def log_levels(triage: Facts) -> dict[str, int]:
+    """sendmail's LogLevel by tier as its tasks have it; the lowest where they differ."""
+    levels: dict[str, int] = {}
+    for row in section(triage, "containers").get("tasks") or []:
+        level = row.get("log_level")
+        if isinstance(level, int):
+            levels[row["tier"]] = min(level, levels.get(row["tier"], level))
+    return levels
+
+
+def is_blind(log: Facts, level: int | None) -> bool | None:
+    """Whether a bounce of this tier would leave no line; None where neither lines nor containers tell."""
+    seen = log["coverage"].get("blind")
+    if seen is not None or level is None:
+        return seen if seen is None else bool(seen)
+    return level < BOUNCES_LOGGED_FROM
 
 
 def first(reasons: Any) -> str:

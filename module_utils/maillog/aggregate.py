@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..cabalmail.privacy import Masker
@@ -23,12 +23,13 @@ from ..cabalmail.time import format_rfc3339
 from .digests import DigestMap, DigestSet
 from .parser import Parser
 from .reasons import Attempt, Classifier, Reason
-from .records import Delivery, Line, Notice, Other, Received, Record, Rejection, split_recipients
+from .records import Delivery, Notice, Other, Received, Record, Rejection, split_recipients
 from .taskslog import TaskLog
 
 PEAK_MINUTES = 30
 LOCAL = "(local)"
 OWN_HOST = "(own host)"
+_NEVER = 1 << 62
 _DAY_MS = 86_400_000
 _SLACK_MS = 60_000
 _EXPIRY_MS = 120_000
@@ -74,7 +75,7 @@ class _Tally:
 
 
 class _Provider:
-    __slots__ = ("attempts", "messages", "mx", "name", "recipients", "sent")
+    __slots__ = ("attempts", "messages", "mx", "name", "reasons", "recipients", "sent")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -83,6 +84,7 @@ class _Provider:
         self.sent = 0
         self.recipients = 0
         self.messages = 0
+        self.reasons: Counter[str] = Counter()
 
 
 class TierAggregator:
@@ -131,12 +133,12 @@ class TierAggregator:
         self._kinds: Counter[str] = Counter()
         self._events = 0
         self._mail_lines = 0
-        self._first: int | None = None
-        self._last: int | None = None
-        self._ingested: int | None = None
-        self._lag: int | None = None
+        self._first = _NEVER
+        self._last = 0
+        self._ingested = 0
+        self._lag = -_NEVER
         self._minutes: dict[int, list[int]] = {}
-        self._seconds: Counter[int] = Counter()
+        self.metric_seconds: Counter[int] = Counter()
         self._metric_lines = 0
         self._deliveries: Counter[str] = Counter()
         # Bounces.
@@ -150,13 +152,14 @@ class TierAggregator:
         self._reasons: dict[tuple[str, str], _Tally] = {}
         self._tells: dict[tuple[str, str], bool] = {}
         self._domains: Counter[str] = Counter()
-        self._domain_attempts: Counter[str] = Counter()
+        self._domain_attempts: dict[str, int] = {}
         self._relays: Counter[tuple[str | None, str | None]] = Counter()
         self._providers: dict[str, _Provider] = {}
         self._provider_of: dict[str, _Provider] = {}
         self._replies: Counter[tuple[str, str, str, str]] = Counter()
         self._own_relays: Counter[str] = Counter()
         self._own_reasons: Counter[str] = Counter()
+        self._own_codes: Counter[str] = Counter()
         self._samples: dict[tuple[str, str], tuple[int, str, str]] = {}
         # Who sent it and which relay brought it: joined by queue id, whichever line comes first.
         self._origin = DigestMap()
@@ -185,60 +188,58 @@ class TierAggregator:
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
-    def feed(self, events: Iterable[Event]) -> None:
-        """Take events, in any order. Never raises on any content."""
-        parse, pattern = self._parser.parse, self._pattern
-        for event in events:
-            stream, timestamp, message, ingestion, event_id = event
-            line = parse(message, timestamp)
-            if not self._is_new(line, event):
+    def feed(self, events: Iterable[tuple[str, int, str, int | None, str]]) -> None:
+        """Take events (`Event`, or tuples like it), in any order. Never raises on any content."""
+        # One loop with local names: it runs once a line, and each call costs as much as a field of the line.
+        parse, pattern, streams, is_new = self._parser.parse, self._pattern, self._streams, self._same.add
+        earliest, events_before = self._start - _SLACK_MS, self._events
+        count = mail_lines = 0
+        first, last, ingested, lag = _NEVER, 0, 0, -_NEVER
+        for stream, timestamp, message, ingestion, event_id in events:
+            stamp, precise, pid, record = parse(message, timestamp)
+            kind = type(record)
+            # The text tells a line with a fraction of a second and a process. So it does a delivery with a second only:
+            # no process delivers one message twice to the same people in one. Others are told apart by the event's id.
+            if (precise and pid is not None) or (kind is Delivery and stamp is not None):
+                if not is_new(hash(message)):
+                    continue
+            elif event_id and not is_new(hash(event_id)):
                 continue
-            self._note_event(timestamp, ingestion)
-            task = self._streams.get(stream)
-            if task is None:
-                task = self._new_stream(stream)
-            task.seen(timestamp)
-            when = line.stamp
+            count += 1
+            first = timestamp if timestamp < first else first
+            last = timestamp if timestamp > last else last
+            if ingestion is not None:
+                ingested = ingestion if ingestion > ingested else ingested
+                lag = ingestion - timestamp if ingestion - timestamp > lag else lag
+            task = streams.get(stream) or self._new_stream(stream)
+            task.events += 1
+            if timestamp < task.first:
+                task.first = timestamp
+            if timestamp > task.last:
+                task.last = timestamp
+            when = stamp
             if when is None or not -_DAY_MS < when - timestamp < _DAY_MS:
                 when = timestamp
-            elif when < self._start - _SLACK_MS:
+            elif when < earliest:
+                # An old line that was repeated within the window.
                 continue
-            record = line.record
-            if line.pid is not None:
-                self._mail_lines += 1
+            if pid is not None:
+                mail_lines += 1
                 task.mail_lines += 1
             if pattern in message:
                 self._metric_lines += 1
                 self._seconds[when // 1000] += 1
-            if type(record) is Delivery:
-                self._delivery(record, when, stream, message)
-            elif type(record) is Received:
-                self._received(record)
+            if kind is Delivery:
+                self._delivery(record, when, stream, message)  # type: ignore[arg-type]
+            elif kind is Received:
+                self._received(record)  # type: ignore[arg-type]
             else:
                 self._other(record, when, task, stream, event_id, message)
-
-    def _is_new(self, line: Line, event: Event) -> bool:
-        """Whether the line was not taken before: by its text where that is unique, else by the event's id."""
-        if line.precise and line.pid is not None:
-            return self._same.add(hash(event.message))
-        if type(line.record) is Delivery and line.stamp is not None:
-            # A queue id, a process and a second: no process delivers the same message to the same people twice in one.
-            return self._same.add(hash(event.message))
-        if event.event_id:
-            return self._same.add(hash(event.event_id))
-        return True
-
-    def _note_event(self, timestamp: int, ingestion: int | None) -> None:
-        self._events += 1
-        if self._first is None or timestamp < self._first:
-            self._first = timestamp
-        if self._last is None or timestamp > self._last:
-            self._last = timestamp
-        if ingestion is not None:
-            if self._ingested is None or ingestion > self._ingested:
-                self._ingested = ingestion
-            if self._lag is None or ingestion - timestamp > self._lag:
-                self._lag = ingestion - timestamp
+        self._events = events_before + count
+        self._mail_lines += mail_lines
+        if count:
+            self._first, self._last = min(self._first, first), max(self._last, last)
+            self._ingested, self._lag = max(self._ingested, ingested), max(self._lag, lag)
 
     def _new_stream(self, stream: str) -> TaskLog:
         task_id = stream.rpartition("/")[2]
@@ -297,14 +298,14 @@ class TierAggregator:
         return found
 
     def _domain_attempt(self, to: str, count: int) -> None:
-        """Attempts by domain; sendmail puts one host's recipients, mostly of one domain, on a line."""
-        if count == 1:
-            domains = [_domain(to.rstrip(">"))]
-        else:
-            domains = [_domain(address) for address in split_recipients(to)][:count]
-        for domain in domains:
-            if domain in self._domain_attempts or len(self._domain_attempts) < _MAX_KEYS:
-                self._domain_attempts[domain] += 1
+        """Attempts by domain, as it is written; the sum over spellings is made at the end."""
+        attempts = self._domain_attempts
+        for address in (to,) if count == 1 else split_recipients(to)[:count]:
+            domain = address[address.rfind("@") + 1 :]
+            if domain in attempts:
+                attempts[domain] += 1
+            elif len(attempts) < _MAX_KEYS:
+                attempts[domain] = 1
 
     def _judge(self, record: Delivery, recipients: list[str]) -> _Judged:
         """The reason of a failed delivery and the normal form of the words, cached by what they depend on."""
@@ -383,11 +384,13 @@ class TierAggregator:
         self._relays[relay, record.relay_ip] += count
         if provider is not None:
             provider.recipients += count
+            provider.reasons[reason.id] += count
             if self._message_keys.add(hash((message_digest, provider.name))):
                 provider.messages += 1
         if own:
             self._own_relays[relay or ""] += count
             self._own_reasons[reason.id] += count
+            self._own_codes[code] += count
         self._from_origin(message_digest, count)
         self._reply(text, reason, provider.name if provider else OWN_HOST if own else LOCAL, code, count)
         self._sample(reason, code, when, stream, message)
@@ -701,10 +704,10 @@ class TierAggregator:
             "events": self._events,
             "mail_lines": self._mail_lines,
             "cut_lines": self._kinds["cut"],
-            "first_event": _time(self._first),
-            "last_event": _time(self._last),
-            "last_ingested": _time(self._ingested),
-            "max_lag_seconds": None if self._lag is None else round(max(self._lag, 0) / 1000, 3),
+            "first_event": _time(self._first if self._events else None),
+            "last_event": _time(self._last if self._events else None),
+            "last_ingested": _time(self._ingested or None),
+            "max_lag_seconds": round(max(self._lag, 0) / 1000, 3) if self._ingested else None,
             "blind": self._blind(level),
             "log_level": {"value": None, "source": "inferred" if level else None, "at_least": level},
         }
@@ -721,16 +724,19 @@ class TierAggregator:
     def _bounces(self) -> dict[str, Any]:
         recipients = self._deliveries["bounced"]
         attempts = sum(provider.attempts for provider in self._providers.values())
+        by_domain: Counter[str] = Counter()
+        for spelled, count in self._domain_attempts.items():
+            by_domain[_domain(f"@{spelled.rstrip('>')}")] += count
         return {
             "lines": self._metric_lines,
             "bounced_lines": self._bounced_lines,
             "messages": len(self._messages),
             "recipients": recipients,
-            "peak": self._peak(),
+            "peak": peak_of(self.metric_seconds),
             "first": _time(self._span[0] if self._span else None),
             "last": _time(self._span[1] if self._span else None),
             "ongoing_lines_last_10m": sum(
-                count for second, count in self._seconds.items() if second * 1000 >= self._end - 600_000
+                count for second, count in self.metric_seconds.items() if second * 1000 >= self._end - 600_000
             ),
             "codes": [
                 {
@@ -752,11 +758,12 @@ class TierAggregator:
                     "sent": provider.sent,
                     "share_of_bounces": round(provider.recipients / recipients, 4) if recipients else None,
                     "share_of_attempts": round(provider.attempts / attempts, 4) if attempts else None,
+                    "reasons": dict(_top(provider.reasons)),
                 }
                 for provider in sorted(self._providers.values(), key=_provider_order)[:_TOP]
             ],
             "domains": [
-                {"domain": domain, "recipients": count, "attempts": self._domain_attempts.get(domain)}
+                {"domain": domain, "recipients": count, "attempts": by_domain.get(domain)}
                 for domain, count in _top(self._domains)
             ],
             "sender_domains": self._sender_domains(),
@@ -777,28 +784,9 @@ class TierAggregator:
             "own_host": {
                 "recipients": sum(self._own_relays.values()),
                 "relay": next((relay for relay, _ in _top(self._own_relays)), None),
-                "reasons": [{"reason": reason, "recipients": count} for reason, count in _top(self._own_reasons)],
+                "reasons": dict(_top(self._own_reasons)),
+                "codes": dict(_top(self._own_codes)),
             },
-        }
-
-    def _peak(self) -> dict[str, Any]:
-        """The largest count of the metric's lines in any 30 minutes, to the second; the earliest of equals."""
-        best, best_start = 0, None
-        seconds = sorted(self._seconds)
-        inside, tail = 0, 0
-        for second in seconds:
-            inside += self._seconds[second]
-            while seconds[tail] <= second - PEAK_MINUTES * 60:
-                inside -= self._seconds[seconds[tail]]
-                tail += 1
-            if inside > best:
-                best, best_start = inside, seconds[tail]
-        start = None if best_start is None else best_start * 1000
-        return {
-            "lines": best,
-            "start": _time(start),
-            "end": _time(None if start is None else start + PEAK_MINUTES * 60_000),
-            "minutes": PEAK_MINUTES,
         }
 
     def _reason_rows(self, table: dict[tuple[str, str], _Tally]) -> list[dict[str, Any]]:
@@ -875,7 +863,7 @@ def unavailable_tier(tier: str, log_group: str, reasons: list[str], *, exists: b
             "peak": {"lines": None, "start": None, "end": None, "minutes": PEAK_MINUTES},
             "first": None, "last": None, "ongoing_lines_last_10m": None, "codes": [], "reasons": [], "providers": [],
             "domains": [], "sender_domains": [], "senders": [], "relays": [], "replies": [], "samples": [],
-            "own_host": {"recipients": None, "relay": None, "reasons": []},
+            "own_host": {"recipients": None, "relay": None, "reasons": {}, "codes": {}},
         },
         "unseen": {
             "lines": None, "messages": None, "recipients": None, "by_relay": [], "reasons": [],
@@ -912,6 +900,31 @@ def _stage(record: Delivery) -> str | None:
 def _top(counts: Counter[Any]) -> list[tuple[Any, int]]:
     """The largest counts first, equals in the order of their keys: the order of the input does not show."""
     return sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))[:_TOP]
+
+
+def peak_of(seconds: Mapping[int, int]) -> dict[str, Any]:
+    """The largest count of the metric's lines in any 30 minutes, to the second; the earliest of equals.
+
+    Args:
+        seconds: lines by second since 1970; those of several tiers may be added up.
+    """
+    best, best_start = 0, None
+    ordered = sorted(seconds)
+    inside, tail = 0, 0
+    for second in ordered:
+        inside += seconds[second]
+        while ordered[tail] <= second - PEAK_MINUTES * 60:
+            inside -= seconds[ordered[tail]]
+            tail += 1
+        if inside > best:
+            best, best_start = inside, ordered[tail]
+    start = None if best_start is None else best_start * 1000
+    return {
+        "lines": best,
+        "start": _time(start),
+        "end": _time(None if start is None else start + PEAK_MINUTES * 60_000),
+        "minutes": PEAK_MINUTES,
+    }
 
 
 def _provider_order(provider: _Provider) -> tuple[int, int, str]:

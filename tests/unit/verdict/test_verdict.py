@@ -27,13 +27,13 @@ def external(triage: Triage, provider: str, reason: str, recipients: int, sent: 
     log = triage["tiers"]["by_tier"]["smtp-out"]
     log["bounces"]["recipients"] += recipients
     log["bounces"]["lines"] += recipients
+    log["bounces"]["reasons"].append({"reason": reason, "fault": "us", "recipients": recipients})
     log["bounces"]["providers"].append(
         {
             "provider": provider,
             "recipients": recipients,
             "attempts": recipients + sent,
             "sent": sent,
-            "own": False,
             "share_of_attempts": 0.3,
             "reasons": {reason: recipients},
         }
@@ -130,7 +130,9 @@ def egress_down(triage: Triage) -> None:
 
 
 def blind(triage: Triage) -> None:
-    triage["tiers"]["by_tier"]["smtp-in"]["coverage"].update(blind=True, log_level={"value": 2})
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"].update(blind=None)
+    for row in triage["containers"]["tasks"]:
+        row["log_level"] = 2 if row["tier"] == "smtp-in" else 9
 
 
 def denied_group(triage: Triage) -> None:
@@ -268,17 +270,27 @@ def test_every_row_of_the_table_has_its_case(table: list[Any]) -> None:
     assert {row["id"] for row in table} == set(BAD)
 
 
-def test_denied_map_caps_confidence_and_withholds_the_remedy(triage: Triage, table: list[Any], options: Triage) -> None:
+def test_without_the_maps_the_log_alone_gives_less_confidence_and_no_remedy(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
     smtp_in_stale(triage)
     loop_state("hung")(triage)
-    assert judge(triage, table, options)["verdict"]["confidence"] == "high"
-    triage["address_map"] = unavailable("ECS Exec is not permitted.")
-    triage["containers"] = unavailable("ECS Exec is not permitted.")
     verdict = judge(triage, table, options)["verdict"]
-    assert (verdict["id"], verdict["confidence"], verdict["remedy"]) == ("reconfigure.hung", "high", verdict["remedy"])
+    assert (verdict["confidence"], verdict["remedy"]["kind"]) == ("high", "restart_loop")
+    for name in ("address_map", "containers"):
+        triage[name] = unavailable("ECS Exec is not permitted.")
     triage["reconfigure_loop"]["tasks"][1]["sources"] = ["logs"]
     judged = {f["id"]: f for f in judge(triage, table, options)["findings"]}
-    assert judged["reconfigure.hung"]["confidence"] == "medium"
+    for identity in ("smtp_in.stale_map", "reconfigure.hung"):
+        assert (judged[identity]["confidence"], judged[identity]["remedy"]) == ("medium", None)
+
+
+def test_a_tier_that_nobody_can_vouch_for_is_no_proof_of_health(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"].update(blind=None)
+    ids = [f["id"] for f in judge(triage, table, options)["findings"]]
+    assert ids == ["inconclusive"]
 
 
 def test_the_larger_cause_comes_first(triage: Triage, table: list[Any], options: Triage) -> None:
