@@ -26,6 +26,8 @@ _WHOLE_ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{0,252}\w>?([:
 _WHOLE_IPV4 = re.compile(r"([(\[]?)\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}([)\]:;,.]{0,3})\Z")
 # One identifier or number, perhaps of several parts whose last is a number, between punctuation.
 _WHOLE_PIECE = re.compile(r"([(\[\"']*)([\w+*-]*\d[\w+*-]*(?:\.[\w+*-]*){0,3}(?<=\d))([)\]\"',;:.]*)\Z", re.A)
+# How sendmail logs what is not printable ASCII: octal bytes, or a letter for the commonest control characters.
+_ESCAPES = re.compile(r"\\033\[[\d;]{0,8}m|(?:\\[0-3][0-7]{2})+|\\[abfnrtv]|\\(?=\\)")
 _PLAIN_WORD = re.compile(r"[^\d@./:<>=]+\Z")
 _ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
 _ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
@@ -50,6 +52,19 @@ _KEPT_CODE = re.compile(
 _MEASURE = re.compile(r"\d+(?:[.,]\d+)?(?:s|secs?|seconds|m|mins?|minutes|h|hours|d|days|kb?|mb?|gb?|bytes)?\Z", re.I)
 _PIECE = re.compile(r"[A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*(?:[.:][A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*)*", re.A)
 _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", re.A)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    """Octal bytes back to text (UTF-8, else Latin-1); control characters and a terminal's colours to a space."""
+    escaped = match.group()
+    if len(escaped) < 4 or "[" in escaped:
+        return " " if len(escaped) > 1 else ""
+    raw = bytes(int(escaped[start + 1 : start + 4], 8) for start in range(0, len(escaped), 4))
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _mask_piece(match: re.Match[str]) -> str:
@@ -154,6 +169,8 @@ class Normaliser:
         if text == whole:  # An answer is masked for its reason and then for the report.
             return masked
         whole = text
+        if "\\" in text:
+            text = _ESCAPES.sub(_unescape, text)
         if len(text) > MAX_TEXT:
             text = f"{text[: MAX_TEXT * 3 // 4]} ... {text[-MAX_TEXT // 4 :]}"
         if " / " in text or "\n" in text:

@@ -49,6 +49,8 @@ from hypothesis import strategies as st
         # Our own tiers.
         (Attempt(reply="550 5.2.1 <a@b.example>... Mailbox disabled for this recipient"), "recipient_unknown"),
         (Attempt(reply="553 5.3.0 <a@b.example>... TEMPFAIL"), "local_error"),
+        # Any language, as sendmail logs what is not ASCII.
+        (Attempt(reply=r"550 \347\224\250\346\210\267\344\270\215\345\255\230\345\234\250"), "recipient_unknown"),
         (Attempt(), "other"),
     ],
 )

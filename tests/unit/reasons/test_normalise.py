@@ -30,6 +30,8 @@ from hypothesis import strategies as st
         ("550-5.1.1 does not / 550-5.1.1 exist / 550 5.1.1 here", "550-5.1.1 does not exist here"),
         ("550 5.7.1.100 blocked", "550 <ip> blocked"),
         ("queued as 6AT4T9gA017548", "queued as <id>"),
+        (r"550 Der Empf\303\244nger ist unbekannt", "550 Der Empfänger ist unbekannt"),
+        (r"550 Empf\344nger \033[31munbekannt\tsorry", "550 Empfänger unbekannt sorry"),
         ("550", "550"),
         ("", ""),
     ],
