@@ -188,7 +188,7 @@ class TierAggregator:
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
-    def feed(self, events: Iterable[tuple[str, int, str, int | None, str]]) -> None:
+    def feed(self, events: Iterable[tuple[str, int, str, int | None, str]]) -> None:  # noqa: C901 - see below
         """Take events (`Event`, or tuples like it), in any order. Never raises on any content."""
         # One loop with local names: it runs once a line, and each call costs as much as a field of the line.
         parse, pattern, streams, is_new = self._parser.parse, self._pattern, self._streams, self._same.add
@@ -228,7 +228,7 @@ class TierAggregator:
                 task.mail_lines += 1
             if pattern in message:
                 self._metric_lines += 1
-                self._seconds[when // 1000] += 1
+                self.metric_seconds[when // 1000] += 1
             if kind is Delivery:
                 self._delivery(record, when, stream, message)  # type: ignore[arg-type]
             elif kind is Received:

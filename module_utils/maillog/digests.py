@@ -14,6 +14,7 @@ from struct import Struct
 _BUCKETS = 1 << 14
 _MASK = _BUCKETS - 1
 _DIGEST = Struct("<q").pack
+_ENTRY = Struct("<qQ").pack
 _WIDTH = 8
 
 
@@ -51,7 +52,7 @@ class DigestSet:
 
 
 class DigestMap:
-    """A map from digests to whole numbers from 0 to 2**48 - 1. The first value put for a digest stays."""
+    """A map from digests to whole numbers below 2**64. The first value put for a digest stays."""
 
     __slots__ = ("_buckets",)
 
@@ -60,15 +61,15 @@ class DigestMap:
 
     def put(self, digest: int, value: int) -> bool:
         """Store a value; False (and nothing stored) when the digest has one."""
-        packed = _DIGEST(digest)
+        entry = _ENTRY(digest, value)
         index = digest & _MASK
         bucket = self._buckets[index]
         if bucket is None:
-            bucket = self._buckets[index] = bytearray()
-        elif _find(bucket, packed, _WIDTH + 6) >= 0:
+            self._buckets[index] = bytearray(entry)
+            return True
+        if _find(bucket, entry[:_WIDTH], 2 * _WIDTH) >= 0:
             return False
-        bucket += packed
-        bucket += value.to_bytes(6, "little")
+        bucket += entry
         return True
 
     def get(self, digest: int) -> int | None:
@@ -76,8 +77,8 @@ class DigestMap:
         bucket = self._buckets[digest & _MASK]
         if bucket is None:
             return None
-        at = _find(bucket, _DIGEST(digest), _WIDTH + 6)
-        return None if at < 0 else int.from_bytes(bucket[at + _WIDTH : at + _WIDTH + 6], "little")
+        at = _find(bucket, _DIGEST(digest), 2 * _WIDTH)
+        return None if at < 0 else int.from_bytes(bucket[at + _WIDTH : at + 2 * _WIDTH], "little")
 
 
 def _find(bucket: bytearray, packed: bytes, stride: int) -> int:

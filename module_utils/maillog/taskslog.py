@@ -14,6 +14,7 @@ from ..cabalmail.time import format_rfc3339
 from .records import Other
 
 SENTINEL = "192.0.2.1"
+_NEVER = 1 << 62
 _MAX_EVENTS = 50_000
 _MAX_STRAYS = 2_000
 _MAX_ERRORS = 20
@@ -51,8 +52,8 @@ class TaskLog:
     def __init__(self) -> None:
         self.events = 0
         self.mail_lines = 0
-        self.first: int | None = None
-        self.last: int | None = None
+        self.first = _NEVER
+        self.last = 0
         self.sendmail_starts = 0
         self._loop: list[tuple[int, str, str]] = []
         self._strays: list[tuple[int, str, str]] = []
@@ -66,14 +67,6 @@ class TaskLog:
         self._pin: tuple[int, str, str] | None = None
         self._heartbeat: int | None = None
         self._pin_event: int | None = None
-
-    def seen(self, when: int) -> None:
-        """Count an event at `when` (milliseconds since 1970)."""
-        self.events += 1
-        if self.first is None or when < self.first:
-            self.first = when
-        if self.last is None or when > self.last:
-            self.last = when
 
     def add(self, line: Other, when: int, event_id: str) -> None:
         """Take a line of another program than sendmail."""
@@ -154,8 +147,8 @@ class TaskLog:
         """The task's section of the facts."""
         return {
             "events": self.events,
-            "first_event": _time(self.first),
-            "last_event": _time(self.last),
+            "first_event": _time(self.first if self.events else None),
+            "last_event": _time(self.last if self.events else None),
             "mail_lines": self.mail_lines,
             "loop": self._loop_facts(masker),
             "opendkim": {
