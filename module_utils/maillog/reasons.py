@@ -69,6 +69,7 @@ class _Evidence(NamedTuple):
     mailer: str | None
     tier: str | None
     reply: bool
+    goes_on: bool
 
 
 class _Pattern(NamedTuple):
@@ -234,7 +235,8 @@ class Classifier:
         words, links = _split_links(evidence.text)
         for rule in self._rules:
             if rule.holds(evidence, words, links):
-                return rule.reason
+                # Only the first line of an answer is logged: where more follow, a code alone doesn't tell.
+                return rule.reason._replace(tells=False) if evidence.goes_on and not rule.text else rule.reason
         return self._other
 
     def _evidence(self, attempt: Attempt) -> _Evidence:
@@ -256,6 +258,7 @@ class Classifier:
             attempt.mailer if "mailer" in self._asked else None,
             attempt.tier if "tier" in self._asked else None,
             bool(reply),
+            reply is not None and reply[3:4] == "-",
         )
 
     def _relay(self, relay: str | None) -> tuple[str, str]:

@@ -82,6 +82,9 @@ def test_whose_fault_it_is(classifier: Classifier, attempt: Attempt, reason: str
 def test_what_only_digits_or_stat_say_does_not_tell(classifier: Classifier) -> None:
     assert classifier.classify(Attempt(reply="550 5.1.1 sorry")).tells
     assert not classifier.classify(Attempt(reply="552 sorry")).tells
+    assert not classifier.classify(
+        Attempt(reply="550-5.7.1 [192.0.2.1] Our system has detected that this message is")
+    ).tells
     assert not classifier.classify(Attempt(reply="554 sorry")).tells
 
 
