@@ -19,23 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from . import containers
+from .freshness import REBUILT, Limits, minutes
 from .privacy import Masker
+from .reconfigure_loop import LoopLimits, reconfigure_loop
 from .time import parse_rfc3339
 
 Facts = Mapping[str, Any]
 
-#: Maps that the loop rebuilds and sendmail reads, by tier. virtusertable of smtp-in is built and never read.
-REBUILT = {
-    "imap": ("/etc/mail/access", "/etc/mail/virtusertable"),
-    "smtp-in": ("/etc/mail/access", "/etc/mail/mailertable"),
-    "smtp-out": ("/etc/mail/mailertable",),
-}
 ACCESS, VIRTUSERTABLE, ALIASES = "/etc/mail/access", "/etc/mail/virtusertable", "/etc/aliases"
 
 #: Codes and sightings that say something about an address of ours; any other failure is not about a map.
 NOT_IN_MAP = ("5.3.0", "5.2.1", "5.7.1")
 NO_SUCH_USER = ("5.1.1",)
 
+STALE = {"imap": "stale_imap", "smtp-in": "stale_smtp_in"}
 STATES = (
     "revoked",
     "lag",
@@ -48,24 +45,6 @@ STATES = (
     "in_order",
     "unknown",
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a map is stale.
-
-    ``interval_seconds`` is the loop's own interval, ``poll_seconds`` its long poll, ``slack_seconds`` the scan and
-    makemap on top.
-    """
-
-    interval_seconds: float = 900
-    poll_seconds: float = 20
-    slack_seconds: float = 120
-
-    @property
-    def stale_after_seconds(self) -> float:
-        """A healthy map is never older."""
-        return self.interval_seconds + self.poll_seconds + self.slack_seconds
 
 
 def digest(address: bytes) -> int:
@@ -228,9 +207,7 @@ def compare_map(
     return checksum
 
 
-def _count_missing(
-    view: MapView, table: AddressTable, seen: bytearray, named: set[bytes], limits: Limits
-) -> None:
+def _count_missing(view: MapView, table: AddressTable, seen: bytearray, named: set[bytes], limits: Limits) -> None:
     if view.path in (ACCESS, VIRTUSERTABLE):
         lag = total = 0
         for position in (place for place, present in enumerate(seen) if not present):
@@ -333,15 +310,6 @@ def _why(row: Facts, limits: Limits) -> str:
     return ""
 
 
-def minutes(seconds: float) -> str:
-    """A duration in words short enough for a table."""
-    if seconds < 120:
-        return f"{round(seconds)} s"
-    if seconds < 7200:
-        return f"{round(seconds / 60)} min"
-    return f"{round(seconds / 3600)} h"
-
-
 # --- the recipients that failed --------------------------------------------------------------------------------------
 
 
@@ -388,7 +356,7 @@ def _failure(record: Facts, own_host: str) -> Failure | None:
     relay = str(record.get("relay") or "").strip("[]").lower()
     if tier == "imap":
         refused_by = "imap"
-    elif seen == "reject":
+    elif tier == "smtp-in" and seen == "reject":
         refused_by = tier
     elif relay.startswith(own_host):
         refused_by = "imap"
@@ -398,9 +366,7 @@ def _failure(record: Facts, own_host: str) -> Failure | None:
     address = str(record.get("address") or "").strip("<>").lower().encode("utf-8", "replace")
     if not address or not (no_such_user or code in NOT_IN_MAP):
         return None
-    return Failure(
-        address, digest(address), refused_by, no_such_user, code, tier, relay, _epoch(record.get("time"))
-    )
+    return Failure(address, digest(address), refused_by, no_such_user, code, tier, relay, _epoch(record.get("time")))
 
 
 @dataclass
@@ -413,6 +379,17 @@ class Witnesses:
     users: frozenset[str] | None
     limits: Limits
     smtp_out_ips: frozenset[str] = frozenset()
+    #: by tier, what the logs say of the loops of tasks whose maps could not be read: task to stuck (None: not known)
+    unread: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
+
+    def stuck_unread(self, tier: str) -> tuple[str, ...]:
+        """Tasks of the tier whose maps could not be read and whose loops are stuck by their logs."""
+        return tuple(task for task, stuck in self.unread.get(tier, {}).items() if stuck)
+
+    def blind(self, tier: str) -> bool:
+        """Whether some task of the tier could have any map: neither its maps nor its loop are known."""
+        rest = self.unread.get(tier, {})
+        return any(stuck is None for stuck in rest.values()) or not (rest or self.of(tier, ACCESS))
 
     def of(self, tier: str, path: str) -> list[MapView]:
         """The views of that map in that tier whose content is known."""
@@ -436,32 +413,52 @@ def judge(failure: Failure, world: Witnesses) -> Judgement:
 
 def _judge_existing(failure: Failure, position: int, table: AddressTable, world: Witnesses) -> Judgement:
     """The table has the address: so some map lacks it, or its user is missing, or it is all right by now."""
+    tier, requested = failure.refused_by, table.requested[position]
+    found = _lacking_view(failure, position, table, world)
+    if found:
+        return found
+    if failure.no_such_user:
+        return _judge_users(table.people_of(position), world)
+    waited = None if failure.time is None or not requested else failure.time - requested
+    if not world.of(tier, ACCESS) or world.stuck_unread(tier) or world.blind(tier):
+        return _judge_by_time(tier, waited, world)
+    if table.suspended[position]:
+        return Judgement("suspended", "the address is suspended: its DNS records are gone by design")
+    if waited is not None and 0 <= waited <= world.limits.stale_after_seconds:
+        return Judgement("lag", f"it failed {minutes(waited)} after the address was made; the maps have it now")
+    return Judgement("in_order", "the table and the maps have it now")
+
+
+def _lacking_view(failure: Failure, position: int, table: AddressTable, world: Witnesses) -> Judgement | None:
+    """The map that lacks an address of the table or has another user for it, None where none of those read does."""
     tier = failure.refused_by
-    stale = "stale_imap" if tier == "imap" else "stale_smtp_in"
     path = VIRTUSERTABLE if failure.no_such_user else ACCESS
-    requested = table.requested[position]
     views = world.of(tier, path)
-    if not views and path == ACCESS:
-        return Judgement("unknown", f"the maps of {tier} could not be read")
     lacking = [view for view in views if failure.mark not in view.found]
     if lacking:
         tasks = tuple(view.task for view in lacking)
         fresh = not any(view.stale for view in lacking)
-        if fresh and all(too_new(requested, view, world.limits) for view in lacking):
+        if fresh and all(too_new(table.requested[position], view, world.limits) for view in lacking):
             return Judgement("lag", "the address is newer than the map: the next build brings it", path, tasks)
-        return Judgement(stale, f"{tier}'s {Path(path).name} lacks an address that the table has", path, tasks)
+        return Judgement(STALE[tier], f"{tier}'s {Path(path).name} lacks an address that the table has", path, tasks)
     user = table.users[position]
     wrong = tuple(view.task for view in views if path == VIRTUSERTABLE and view.found[failure.mark] != user)
     if wrong:
-        return Judgement(stale, f"{tier}'s virtusertable names another user", path, wrong)
-    if failure.no_such_user:
-        return _judge_users(table.people_of(position), world)
-    if table.suspended[position]:
-        return Judgement("suspended", "the address is suspended: its DNS records are gone by design")
-    waited = None if failure.time is None or not requested else failure.time - requested
-    if waited is not None and 0 <= waited <= world.limits.stale_after_seconds:
-        return Judgement("lag", f"it failed {minutes(waited)} after the address was made; the maps have it now")
-    return Judgement("in_order", "the table and the maps have it now")
+        return Judgement(STALE[tier], f"{tier}'s virtusertable names another user", path, wrong)
+    return None
+
+
+def _judge_by_time(tier: str, waited: float | None, world: Witnesses) -> Judgement:
+    """Maps that could not be read: a healthy one has every row that is older than an interval."""
+    if waited is not None and waited > world.limits.stale_after_seconds:
+        why = f"{tier} refused it {minutes(waited)} after it was made, when every healthy map has it"
+        return Judgement(STALE[tier], why, ACCESS, world.stuck_unread(tier))
+    stuck = world.stuck_unread(tier)
+    if stuck:
+        return Judgement(STALE[tier], f"{tier} refused it, and by its log its loop builds no maps", ACCESS, stuck)
+    if waited is not None and waited >= 0:
+        return Judgement("lag", f"it failed {minutes(waited)} after the address was made")
+    return Judgement("unknown", f"the maps of {tier} could not be read")
 
 
 def _judge_users(people: Sequence[str], world: Witnesses) -> Judgement:
@@ -490,7 +487,13 @@ def _judge_gone(failure: Failure, world: Witnesses) -> Judgement:
         if having:
             return Judgement("revoked", "removed from the table since smtp-in's last build")
         from_outside = not any(ip in failure.relay for ip in world.smtp_out_ips)
-        if not smtp_in and from_outside:
+        stuck = world.stuck_unread("smtp-in")
+        if stuck and from_outside:
+            why = (
+                "smtp-in took mail for an address that the table does not have, and by its log its loop builds no maps"
+            )
+            return Judgement("stale_smtp_in", why, ACCESS, stuck)
+        if world.blind("smtp-in") and from_outside:
             return Judgement("unknown", "it is not in the table, and smtp-in's maps could not be read")
         if from_outside:
             return Judgement("revoked", "smtp-in took mail for it before, and neither table nor maps have it now")
@@ -504,22 +507,19 @@ def _judge_without_table(failure: Failure, world: Witnesses) -> Judgement:
     here, there = ("imap", "smtp-in") if failure.refused_by == "imap" else ("smtp-in", "imap")
     lacking = [view for view in world.of(here, ACCESS) if failure.mark not in view.found]
     having = [view for view in world.of(there, ACCESS) if failure.mark in view.found]
-    names = {"imap": "stale_imap", "smtp-in": "stale_smtp_in"}
     if lacking and having:
         old_here, old_there = any(view.stale for view in lacking), any(view.stale for view in having)
         if old_here != old_there:
             tier, views = (here, lacking) if old_here else (there, having)
             tasks = tuple(view.task for view in views if view.stale)
-            return Judgement(names[tier], f"the maps of {here} and {there} differ, and {tier}'s is old", ACCESS, tasks)
+            return Judgement(STALE[tier], f"the maps of {here} and {there} differ, and {tier}'s is old", ACCESS, tasks)
     return Judgement("unknown", "the table could not be read")
 
 
 # --- the section -----------------------------------------------------------------------------------------------------
 
 
-def address_map(
-    triage: Facts, work_dir: Path, masker: Masker, limits: Limits, examples: int = 20
-) -> dict[str, Any]:
+def address_map(triage: Facts, work_dir: Path, masker: Masker, limits: Limits, examples: int = 20) -> dict[str, Any]:
     """The section ``address_map``.
 
     Args:
@@ -542,6 +542,7 @@ def address_map(
             found = read_task(entry, raw, table, wanted, limits)
             views += found
             rows += [map_row(view, entry, limits) for view in found if view.path != ALIASES or view.known]
+    unread = _unread(triage, views, limits)
     world = Witnesses(
         table=table,
         table_whole=table is not None and listed.get("status", "complete") == "complete",
@@ -551,26 +552,36 @@ def address_map(
         smtp_out_ips=frozenset(
             str(entry["ip"]) for entry in entries if entry.get("tier") == "smtp-out" and entry.get("ip")
         ),
+        unread=unread,
     )
     stale: dict[str, list[str]] = defaultdict(list)
     for view in views:
         if view.stale and view.task not in stale[view.tier]:
             stale[view.tier].append(view.task)
     return {
-        **_status(triage, table, world, entries, views),
+        **_status(triage, table, world, entries, views, asked=bool(failures)),
         "rows": table.rows if table else None,
         "limits": {"stale_after_seconds": limits.stale_after_seconds, "interval_seconds": limits.interval_seconds},
         "tasks": rows,
         "recipients": _recipients(failures, world, masker, examples),
         "bad_rows": _bad_rows(table, masker),
         "stale_tasks": {tier: sorted(tasks) for tier, tasks in stale.items() if tasks},
+        # Not looked at: their loops are stuck by their logs, so their maps are old.
+        "stale_by_log": {tier: tasks for tier in unread if (tasks := sorted(world.stuck_unread(tier)))},
         "tasks_of_tier": dict(Counter(str(entry.get("tier")) for entry in entries)),
     }
 
 
 def _status(
-    triage: Facts, table: AddressTable | None, world: Witnesses, entries: Sequence[Facts], views: Sequence[MapView]
+    triage: Facts,
+    table: AddressTable | None,
+    world: Witnesses,
+    entries: Sequence[Facts],
+    views: Sequence[MapView],
+    *,
+    asked: bool,
 ) -> dict[str, Any]:
+    """Whether all maps could be compared; without any the table alone still speaks of recipients, where some failed."""
     reasons = []
     if table is None:
         said = ((triage.get("environment") or {}).get("addresses") or {}).get("reasons") or []
@@ -589,14 +600,22 @@ def _status(
         for view in views
         if not view.known and view.path != ALIASES and view.task in read
     ]
-    if not read:
+    if not read and (table is None or not asked):
         return {"status": "unavailable", "reasons": reasons}
     return {"status": "partial" if reasons else "complete", "reasons": reasons}
 
 
-def _recipients(
-    failures: Sequence[Failure] | None, world: Witnesses, masker: Masker, most: int
-) -> dict[str, Any]:
+def _unread(triage: Facts, views: Sequence[MapView], limits: Limits) -> dict[str, dict[str, bool | None]]:
+    """By tier, the running tasks whose maps could not be read, and whether their loops are stuck by their logs."""
+    read = {view.task for view in views if view.known}
+    unread: dict[str, dict[str, bool | None]] = {}
+    for row in reconfigure_loop(triage, LoopLimits(maps=limits))["tasks"]:
+        if row["task"] not in read:
+            unread.setdefault(row["tier"], {})[row["task"]] = row["stuck"]
+    return unread
+
+
+def _recipients(failures: Sequence[Failure] | None, world: Witnesses, masker: Masker, most: int) -> dict[str, Any]:
     if failures is None:
         return {
             "status": "unavailable",

@@ -565,9 +565,7 @@ def _home(
         problem = "read_only"
     elif not _allows(seen[home], uid, gid, 0o1):
         problem = "home_not_searchable"
-    elif not _allows(maildir, uid, gid, 0o3) or not _allows(
-        seen.get(f"{home}/Maildir/new", maildir), uid, gid, 0o3
-    ):
+    elif not _allows(maildir, uid, gid, 0o3) or not _allows(seen.get(f"{home}/Maildir/new", maildir), uid, gid, 0o3):
         problem = "maildir_not_writable"
     return {
         "exists": home in seen,

@@ -41,9 +41,7 @@ def local_delivery(triage: Facts, work_dir: Path, limits: DiskLimits) -> dict[st
         work_dir: the run's private directory.
         limits: when a disk counts as full.
     """
-    entries = [
-        entry for entry in (triage.get("containers") or {}).get("tasks") or [] if entry.get("status") in USED
-    ]
+    entries = [entry for entry in (triage.get("containers") or {}).get("tasks") or [] if entry.get("status") in USED]
     imap = [entry for entry in entries if entry.get("tier") == "imap"]
     table = read_table(work_dir / "addresses.jsonl")
     failures = read_failures(work_dir / "failed_recipients.jsonl")
@@ -70,9 +68,7 @@ def local_delivery(triage: Facts, work_dir: Path, limits: DiskLimits) -> dict[st
     }
 
 
-def _gaps(
-    triage: Facts, imap: Sequence[Facts], failures: Sequence[Failure] | None, discovery: Facts
-) -> list[str]:
+def _gaps(triage: Facts, imap: Sequence[Facts], failures: Sequence[Failure] | None, discovery: Facts) -> list[str]:
     """What could not be checked, a sentence each."""
     reasons = []
     if not imap:
@@ -223,9 +219,7 @@ def _discovery(environment: Facts, running: int | None) -> dict[str, Any]:
     known = part.get("instances") if part.get("status") in USED else None
     addresses = None if known is None else sorted(_ip(entry) for entry in known)
     service = (environment.get("services") or {}).get("imap") or {}
-    tasks = [
-        task.get("ip") for task in service.get("tasks") or [] if task.get("last_status") in (None, "RUNNING")
-    ]
+    tasks = [task.get("ip") for task in service.get("tasks") or [] if task.get("last_status") in (None, "RUNNING")]
     return {
         "discovery": addresses,
         # With no task running an empty service is no fault of its own.
@@ -247,8 +241,9 @@ def unresolvable(triage: Facts) -> dict[str, Any]:
         if (log.get("coverage") or {}).get("status") not in USED:
             continue
         own = (log.get("bounces") or {}).get("own_host") or {}
-        codes = own.get("codes") or {}
-        not_found = codes.get("5.1.2", 0) if isinstance(codes, Mapping) else 0
+        not_found = sum(
+            row.get("recipients") or 0 for row in own.get("reasons") or [] if row.get("reason") == "host_unknown"
+        )
         deferred = sum(
             row.get("recipients") or row.get("lines") or 0
             for row in (log.get("deferrals") or {}).get("relays") or []

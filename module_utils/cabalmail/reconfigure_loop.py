@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from .address_map import REBUILT, Limits, minutes
 from .containers import rfc3339
+from .freshness import REBUILT, Limits, minutes
 from .time import parse_rfc3339
 
 Facts = Mapping[str, Any]

@@ -15,6 +15,7 @@ from ansible import constants as C
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
 from ansible.module_utils.cabalmail import address_map, containers, local_delivery, reconfigure_loop  # noqa: E402
+from ansible.module_utils.cabalmail.freshness import Limits  # noqa: E402
 from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key  # noqa: E402
 
 
@@ -50,8 +51,8 @@ def container_evidence(
     return section
 
 
-def _limits(options: Mapping[str, Any]) -> address_map.Limits:
-    return address_map.Limits(
+def _limits(options: Mapping[str, Any]) -> Limits:
+    return Limits(
         interval_seconds=float(options["interval"]),
         poll_seconds=float(options["poll"]),
         slack_seconds=float(options["slack"]),

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.cabalmail import containers
-from ansible.module_utils.cabalmail.address_map import Limits, address_map
+from ansible.module_utils.cabalmail.address_map import address_map
+from ansible.module_utils.cabalmail.freshness import Limits
 from ansible.module_utils.cabalmail.privacy import Masker
 
 NOW = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
@@ -36,6 +37,7 @@ class World:
     failures: list[dict[str, Any]] | None = None
     table: bool = True
     table_status: str = "complete"
+    logs: dict[str, Any] = field(default_factory=dict)
     masker: Masker = field(default_factory=lambda: Masker(b"k" * 32))
 
     def row(self, address: str, user: str = "alice", ago: timedelta = OLD, **more: Any) -> None:
@@ -144,8 +146,18 @@ class World:
         body = "".join(f"{key}\t{value}\n" for key, value in pairs.items()) + "\n\t#status 0\n"
         return [f"begin {kind} none {path}", base64.b64encode(body.encode()).decode(), f"end {kind}"]
 
+    def log(self, tier: str, done: timedelta | None) -> None:
+        """The log of a tier whose newest task completed its last pass so long ago (None: in no time watched)."""
+        loop = {"starts": 2, "dones": 2, "last_done": stamp(done)} if done is not None else {}
+        self.logs[tier] = {
+            "coverage": {"status": "complete", "log_group_exists": True, "last_event": stamp(timedelta(minutes=1))},
+            "tasks": {self.tasks[-1]["task"]: {"loop": loop}},
+        }
+
     def triage(self) -> dict[str, Any]:
         return {
+            "alert": {"window": {"start": stamp(timedelta(minutes=48)), "end": stamp(timedelta())}},
+            "tiers": {"by_tier": self.logs},
             "environment": {"addresses": {"status": self.table_status, "reasons": []}},
             "containers": {"status": "complete", "reasons": [], "tasks": self.tasks},
         }

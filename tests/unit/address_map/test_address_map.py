@@ -310,16 +310,69 @@ def test_a_table_read_in_part_makes_no_address_revoked(world: Any) -> None:
     assert world.state() == "unknown"
 
 
-@pytest.mark.parametrize("tier", ["smtp-in", "imap"])
-def test_a_tier_that_cannot_be_reached_is_unknown(world: Any, tier: str) -> None:
-    other = "imap" if tier == "smtp-in" else "smtp-in"
-    world.task(other)
-    world.unreachable(tier)
-    world.failed(NEW if tier == "smtp-in" else ANN)
+def test_smtp_in_that_cannot_be_reached_leaves_it_unknown_who_took_the_mail(world: Any) -> None:
+    world.task("imap")
+    world.unreachable("smtp-in")
+    world.failed(NEW)
     section = world.section()
     assert section["recipients"]["by_state"]["unknown"] == 1
     assert section["recipients"]["status"] == "partial"
     assert any("not connected" in reason for reason in section["reasons"])
+
+
+def test_one_task_of_three_that_cannot_be_reached_may_be_the_one(world: Any) -> None:
+    world.task("imap")
+    world.task("smtp-in")
+    world.unreachable("smtp-in")
+    world.failed(NEW)
+    assert world.state() == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("done", "state"),
+    [(None, "stale_smtp_in"), (timedelta(minutes=40), "stale_smtp_in"), (timedelta(minutes=4), "revoked")],
+)
+def test_the_log_of_smtp_in_s_loop_stands_in_for_its_maps(world: Any, done: timedelta | None, state: str) -> None:
+    world.unreachable("imap")
+    world.log("imap", timedelta(minutes=4))
+    stuck = world.unreachable("smtp-in")
+    world.log("smtp-in", done)
+    world.failed(NEW)
+    section = world.section()
+    (example,) = section["recipients"]["examples"]
+    assert (section["status"], example["state"]) == ("partial", state)
+    assert section["stale_by_log"] == ({"smtp-in": [stuck]} if state == "stale_smtp_in" else {})
+    assert section["stale_tasks"] == {}
+
+
+def test_who_refuses_an_old_address_has_an_old_map_whether_or_not_it_can_be_read(world: Any) -> None:
+    world.unreachable("imap")
+    world.unreachable("smtp-in")
+    world.failed(ANN)
+    assert world.state() == "stale_imap"
+
+
+@pytest.mark.parametrize(("ago", "state"), [(8, "lag"), (60, "stale_imap")])
+def test_without_maps_the_age_of_the_address_decides(world: Any, ago: int, state: str) -> None:
+    world.row(NEW, ago=timedelta(minutes=ago))
+    world.unreachable("imap")
+    world.failed(NEW)
+    assert world.state() == state
+
+
+def test_a_sibling_that_cannot_be_reached_and_whose_loop_is_healthy_changes_nothing(world: Any) -> None:
+    world.task("smtp-in")
+    world.unreachable("smtp-in")
+    world.log("smtp-in", timedelta(minutes=4))
+    world.failed(ANN, tier="smtp-in", code="5.2.1")
+    assert world.state() == "in_order"
+
+
+def test_an_address_without_a_date_is_unknown_without_maps(world: Any) -> None:
+    world.row(NEW, requested=None)
+    world.unreachable("imap")
+    world.failed(NEW)
+    assert world.state() == "unknown"
 
 
 def test_users_that_could_not_be_read_are_not_missing(world: Any) -> None:

@@ -170,7 +170,10 @@ def test_the_pin_on_the_sentinel_from_container_and_from_log(folder: Path) -> No
 def test_mail_that_does_not_find_imap(folder: Path) -> None:
     triage = facts(imap())
     triage["tiers"]["by_tier"] = {
-        "smtp-out": {"coverage": {"status": "complete"}, "bounces": {"own_host": {"codes": {"5.1.2": 7}}}},
+        "smtp-out": {
+            "coverage": {"status": "complete"},
+            "bounces": {"own_host": {"reasons": [{"reason": "host_unknown", "recipients": 7}]}},
+        },
         "smtp-in": {
             "coverage": {"status": "complete"},
             "deferrals": {"relays": [{"relay": "imap.cabal.internal.", "recipients": 4}, {"relay": "mx.x.example."}]},
