@@ -283,7 +283,7 @@ class _Builder:
         if tier != "imap":
             values["IMAP_INTERNAL_HOST"] = "imap.cabal.internal"
         for name in secrets_of(tier):
-            values[name] = "https://hc-ping.invalid/sandbox" if name == "HEALTHCHECK_PING_URL" else f"secret-{name}"
+            values[name] = f"{self.endpoint}/_sandbox/ping" if name == "HEALTHCHECK_PING_URL" else f"secret-{name}"
         if self.raw.get("parameters", {}).get("heartbeat", {}) is None:
             values.pop("HEALTHCHECK_PING_URL", None)
         return values

@@ -96,7 +96,7 @@ class Seeder:
         if scenario.heartbeat_modified is None:
             missing.add(HEARTBEAT)
         for name in sorted(secret - missing):
-            value = "https://hc-ping.invalid/sandbox" if name == HEARTBEAT else "made-up"
+            value = f"{self._endpoint}/_sandbox/ping" if name == HEARTBEAT else "made-up"
             ssm.put_parameter(Name=name, Value=value, Type="SecureString")
         if scenario.maintenance_imap is not None:
             ssm.put_parameter(Name=MAINTENANCE, Value=scenario.maintenance_imap, Type="String")

@@ -3,16 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The sandbox's front: one HTTP port that routes each call to our own services or to moto, and the control API.
 
-``GET /_sandbox/health``, ``GET /_sandbox/calls`` (JSON lines), ``POST /_sandbox/reset-calls``,
-``POST /_sandbox/scenario`` (``{"path": name or folder}``), ``POST /_sandbox/events?group=&stream=`` (log lines as the
-body), ``POST /_sandbox/agent`` (options of the ECS Exec agent).
+Control: ``GET /_sandbox/health``; ``GET /_sandbox/calls`` (JSON lines); ``POST /_sandbox/reset-calls``;
+``POST /_sandbox/scenario`` (``{"path": name or folder}``); ``POST /_sandbox/events?group=&stream=`` (log lines as the
+body); ``POST /_sandbox/agent`` (options of the ECS Exec agent). ``GET /_sandbox/ping`` is the tasks' Healthchecks URL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -26,7 +28,7 @@ from aiohttp import web
 from . import alert, dns, history, maillog, scenario
 from .ecs import Cluster
 from .errors import ApiError, SandboxError
-from .faults import Faults, message
+from .faults import TASK_PRINCIPAL, Faults, message
 from .logs import LogStore
 from .model import NAMESPACE, Fault, Scenario, TaskSpec, TierSpec
 from .moto_backend import Moto
@@ -41,6 +43,8 @@ CACHE = Path(__file__).parents[1] / ".cache" / "sandbox"
 CALLS_KEPT = 200_000
 WORKERS = 64
 GARBAGE = b"<html><body>502 Bad Gateway</body></html>"
+# How often a waiting client's queue is looked at when nothing was sent: messages also come back by themselves.
+POLL_SECONDS = 1.0
 HANG_SECONDS = 24 * 3600
 MAX_BODY = 256 * 1024 * 1024
 Answer = dict[str, Any] | bytes
@@ -54,7 +58,7 @@ class Sandbox:
         self.port = port
         self.state_dir = state_dir
         self.scenario: Scenario | None = None
-        self.ready = False
+        self._loaded = asyncio.Event()
         self.calls: deque[dict[str, Any]] = deque(maxlen=CALLS_KEPT)
         self.logs = LogStore()
         self.moto = Moto()
@@ -66,8 +70,14 @@ class Sandbox:
         self._runtime: Runtime | None = None
         self._gateway = Gateway()
         self._sessions: set[str] = set()
+        self._queues_changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a scenario is in place."""
+        return self._loaded.is_set()
 
     @property
     def endpoint(self) -> str:
@@ -85,6 +95,7 @@ class Sandbox:
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_get("/_sandbox/health", self._health)
         app.router.add_get("/_sandbox/calls", self._show_calls)
+        app.router.add_get("/_sandbox/ping", self._ping)
         app.router.add_post("/_sandbox/reset-calls", self._reset_calls)
         app.router.add_post("/_sandbox/scenario", self._switch)
         app.router.add_post("/_sandbox/events", self._put_events)
@@ -104,7 +115,7 @@ class Sandbox:
 
     async def stop(self) -> None:
         """End everything that was started."""
-        self.ready = False
+        self._loaded.clear()
         await self._gateway.close()
         if self.cluster is not None:
             await self.cluster.stop()
@@ -124,7 +135,7 @@ class Sandbox:
         async with self._loading:
             fresh = scenario.load(folder, now=datetime.now(UTC), endpoint=self.endpoint)
             gateway = _gateway(fresh)
-            self.ready = False
+            self._loaded.clear()
             await self._gateway.close()
             self._gateway = gateway
             if self.cluster is not None:
@@ -142,8 +153,8 @@ class Sandbox:
             await asyncio.gather(seeding, self.cluster.start())
             self._faults = Faults(fresh.faults)
             self.calls.clear()
+            self._loaded.set()
             self._write_state(fresh)
-            self.ready = True
 
     async def _open_runtime(self) -> Runtime:
         if self._runtime is None:
@@ -207,6 +218,9 @@ class Sandbox:
     async def _api(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         call = read_call(request.path, request.headers, body)
+        if call.principal == TASK_PRINCIPAL:
+            # Tasks start beside the seeding: what they ask for must be there first.
+            await self._loaded.wait()
         self._record(call)
         fault = self._faults.pick(call)
         if fault is not None:
@@ -215,10 +229,7 @@ class Sandbox:
                 return answer
         handler = self._handlers.get(call.name)
         if handler is None:
-            status, headers, content = await asyncio.to_thread(
-                self.moto.call, request.method, request.path_qs, request.headers, body
-            )
-            return web.Response(status=status, headers=headers, body=content)
+            return await self._from_moto(request, call, body)
         try:
             answer_body = handler(call.parameters)
             if isinstance(answer_body, Awaitable):
@@ -229,6 +240,40 @@ class Sandbox:
             answer_body = json.dumps(answer_body, separators=(",", ":")).encode()
         headers = {"x-amzn-RequestId": str(uuid.uuid4()), "Content-Type": call.content_type}
         return web.Response(body=answer_body, headers=headers)
+
+    async def _from_moto(self, request: web.Request, call: Call, body: bytes) -> web.Response:
+        wait = call.parameters.get("WaitTimeSeconds")
+        if call.name == "sqs.ReceiveMessage" and call.protocol == "json" and isinstance(wait, int) and wait > 0:
+            return await self._long_poll(request, call, wait)
+        answer = await self._ask_moto(request, body)
+        if call.service in ("sqs", "sns"):
+            self._queues_changed.set()
+            self._queues_changed.clear()
+        return answer
+
+    async def _ask_moto(self, request: web.Request, body: bytes) -> web.Response:
+        status, headers, content = await asyncio.to_thread(
+            self.moto.call, request.method, request.path_qs, request.headers, body
+        )
+        return web.Response(status=status, headers=headers, body=content)
+
+    async def _long_poll(self, request: web.Request, call: Call, seconds: int) -> web.Response:
+        """A long poll of a queue, as a wait here and short polls there.
+
+        moto itself would hold a thread and look every 10 ms, and take a message for a client that has gone meanwhile.
+        """
+        body = json.dumps(call.parameters | {"WaitTimeSeconds": 0}).encode()
+        until = time.monotonic() + seconds
+        while True:
+            answer = await self._ask_moto(request, body)
+            left = until - time.monotonic()
+            if answer.status != 200 or b'"Messages"' in (answer.body or b"") or left <= 0:  # type: ignore[operator]
+                return answer
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, POLL_SECONDS)):
+                    await self._queues_changed.wait()
+            if request.transport is None or request.transport.is_closing():
+                return answer
 
     def _own_operations(self, cluster: Cluster, logs: LogStore) -> dict[str, Handler]:
         """The operations that do not go to moto."""
@@ -315,6 +360,11 @@ class Sandbox:
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response(self.state())
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        """Stands in for the Healthchecks check ``ecs-reconfigure``."""
+        self._record(Call("healthchecks", "Ping", {}, TASK_PRINCIPAL, "rest"))
+        return web.Response(text="OK")
 
     async def _show_calls(self, request: web.Request) -> web.Response:
         text = "".join(json.dumps(call, default=str) + "\n" for call in self.calls)

@@ -102,6 +102,7 @@ def test_a_changed_address_reaches_the_tasks(quiet: SandboxUnderTest) -> None:
         said = messages(quiet, tier, since)
         assert "[reconfigure] SQS message received, triggering regeneration..." in said
         assert f"[generate-config] Generating config files for tier={tier}..." in said
+    eventually(lambda: sum(call["operation"] == "healthchecks.Ping" for call in quiet.calls()) == 3)
 
 
 def test_a_redeploy_brings_a_healthy_task(running: SandboxUnderTest) -> None:
