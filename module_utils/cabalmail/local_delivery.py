@@ -241,9 +241,7 @@ def unresolvable(triage: Facts) -> dict[str, Any]:
         if (log.get("coverage") or {}).get("status") not in USED:
             continue
         own = (log.get("bounces") or {}).get("own_host") or {}
-        not_found = sum(
-            row.get("recipients") or 0 for row in own.get("reasons") or [] if row.get("reason") == "host_unknown"
-        )
+        not_found = (own.get("reasons") or {}).get("host_unknown", 0)
         deferred = sum(
             row.get("recipients") or row.get("lines") or 0
             for row in (log.get("deferrals") or {}).get("relays") or []

@@ -172,7 +172,7 @@ def test_mail_that_does_not_find_imap(folder: Path) -> None:
     triage["tiers"]["by_tier"] = {
         "smtp-out": {
             "coverage": {"status": "complete"},
-            "bounces": {"own_host": {"reasons": [{"reason": "host_unknown", "recipients": 7}]}},
+            "bounces": {"own_host": {"reasons": {"host_unknown": 7}}},
         },
         "smtp-in": {
             "coverage": {"status": "complete"},
