@@ -58,8 +58,10 @@ class Stream:
     ingested: int | None = None
     sequence: int = 0
     digest: str = ""
+    encoded_name: str = ""
 
     def __post_init__(self) -> None:
+        self.encoded_name = _quote(self.name)
         self.digest = f"{int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8]) % 10**20:020d}"
 
 
@@ -123,16 +125,9 @@ class LogStore:
         stream.last = timestamp if stream.last is None else max(stream.last, timestamp)
         stream.ingested = ingested if stream.ingested is None else max(stream.ingested, ingested)
         event_id = f"3{timestamp:013d}{stream.digest}{stream.sequence:022d}"
-        encoded = json.dumps(
-            {
-                "logStreamName": stream.name,
-                "timestamp": timestamp,
-                "message": message,
-                "ingestionTime": ingested,
-                "eventId": event_id,
-            },
-            ensure_ascii=False,
-            separators=(",", ":"),
+        encoded = (
+            f'{{"logStreamName":{stream.encoded_name},"timestamp":{timestamp},"message":{_quote(message)},'
+            f'"ingestionTime":{ingested},"eventId":"{event_id}"}}'
         ).encode()
         return Event(timestamp, event_id, ingested, stream.name, message, encoded)
 
@@ -291,6 +286,9 @@ class LogStore:
         chosen = names[offset : offset + limit]
         token = self._token(digest, (offset + limit, ""), 0) if offset + limit < len(names) else None
         return chosen, token
+
+
+_quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _page(encoded: list[bytes], token: str | None) -> bytes:

@@ -51,6 +51,8 @@ def _stamp(line: str, declared_now: datetime, shift: timedelta) -> tuple[int, st
     rest = line[match.end() :]
     if match["iso"]:
         moment = datetime.fromisoformat(match["iso"]) + shift
+        if not shift:
+            return _millis(moment), line
         digits = len(match["fraction"] or ".") - 1
         fraction = f".{moment.microsecond:06d}"[: digits + 1] if digits else ""
         return _millis(moment), f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}{match['zone']}{rest}"

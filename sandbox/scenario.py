@@ -275,7 +275,7 @@ class _Builder:
             "CERT_DOMAIN": self.control_domain,
             "AWS_REGION": REGION,
             "COGNITO_CLIENT_ID": "sandboxclient",
-            "COGNITO_POOL_ID": "us-east-1_sandbox",
+            "COGNITO_POOL_ID": f"{REGION}_sandbox",
             "NETWORK_CIDR": "10.0.0.0/16",
         }
         if queue_url:

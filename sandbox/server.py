@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from . import alert, dns, history, maillog, scenario
+from .cognito import UserPool
 from .ecs import Cluster
 from .errors import ApiError, SandboxError
 from .faults import TASK_PRINCIPAL, Faults, message
@@ -149,7 +150,7 @@ class Sandbox:
             runtime = await self._open_runtime()
             runtime.set_imap_address(next(iter(fresh.discovery["imap"]), None))
             self.cluster = Cluster(fresh, runtime, lambda *change: self._registered(seeder, *change))
-            self._handlers = self._own_operations(self.cluster, self.logs)
+            self._handlers = self._own_operations(self.cluster, self.logs, UserPool(fresh))
             await asyncio.gather(seeding, self.cluster.start())
             self._faults = Faults(fresh.faults)
             self.calls.clear()
@@ -275,7 +276,7 @@ class Sandbox:
             if request.transport is None or request.transport.is_closing():
                 return answer
 
-    def _own_operations(self, cluster: Cluster, logs: LogStore) -> dict[str, Handler]:
+    def _own_operations(self, cluster: Cluster, logs: LogStore, users: UserPool) -> dict[str, Handler]:
         """The operations that do not go to moto."""
         return {
             "ecs.ListClusters": cluster.list_clusters,
@@ -290,6 +291,7 @@ class Sandbox:
             "ecs.ExecuteCommand": self._execute_command,
             "ssm.ResumeSession": self._resume_session,
             "ssm.TerminateSession": self._terminate_session,
+            "cognito-idp.AdminGetUser": users.admin_get_user,
             "logs.FilterLogEvents": logs.filter_log_events,
             "logs.DescribeLogGroups": logs.describe_log_groups,
             "logs.DescribeLogStreams": logs.describe_log_streams,

@@ -17,7 +17,13 @@ import pytest
 from tests.sandbox.conftest import SandboxUnderTest
 from tests.sandbox.shapes import problems
 
-TARGETS = {"ecs": "AmazonEC2ContainerServiceV20141113", "logs": "Logs_20140328", "ssm": "AmazonSSM"}
+TARGETS = {
+    "ecs": "AmazonEC2ContainerServiceV20141113",
+    "logs": "Logs_20140328",
+    "ssm": "AmazonSSM",
+    "cognito-idp": "AWSCognitoIdentityProviderService",
+}
+POOL = {"UserPoolId": "us-east-1_sandbox"}
 COMMON_ERRORS = {"AccessDeniedException", "ThrottlingException"}
 GROUP = {"logGroupName": "/ecs/cabal-smtp-in"}
 CLUSTER = {"cluster": "cabal-mail"}
@@ -115,7 +121,15 @@ def test_every_state_of_a_deployment(quiet: SandboxUnderTest) -> None:
     answer(quiet, "ecs", "StopTask", CLUSTER | {"task": imap, "reason": "test"})
 
 
+def test_users(quiet: SandboxUnderTest) -> None:
+    user = answer(quiet, "cognito-idp", "AdminGetUser", POOL | {"Username": "amelia"})
+    assert user["UserStatus"] == "CONFIRMED"
+    assert user["UserAttributes"] == [{"Name": "custom:osid", "Value": "2001"}]
+
+
 REFUSALS = [
+    ("cognito-idp", "AdminGetUser", POOL | {"Username": "nobody"}, "UserNotFoundException"),
+    ("cognito-idp", "AdminGetUser", {"UserPoolId": "nope", "Username": "amelia"}, "ResourceNotFoundException"),
     ("logs", "FilterLogEvents", {"logGroupName": "/ecs/nope"}, "ResourceNotFoundException"),
     ("logs", "FilterLogEvents", GROUP | {"filterPattern": "{ $.a = 1 }"}, "InvalidParameterException"),
     ("logs", "FilterLogEvents", GROUP | {"nextToken": "forged"}, "InvalidParameterException"),

@@ -188,3 +188,10 @@ def test_rows_from_a_file(write_scenario: WriteScenario) -> None:
     ]
     assert loaded.addresses[1].requested == NOW - timedelta(days=3)
     assert loaded.addresses[2].suspended
+
+
+def test_the_smallest_scenario_of_the_documentation_is_sound(tmp_path: Path) -> None:
+    documentation = (Path(__file__).parents[2] / "docs" / "scenarios.md").read_text()
+    (example,) = re.findall(r"```yaml\n(schema: 1\n.*?)```", documentation, re.DOTALL)
+    (tmp_path / "scenario.yml").write_text(example)
+    assert load(tmp_path).alert is None
