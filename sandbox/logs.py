@@ -72,6 +72,7 @@ class Group:
     name: str
     created: int
     retention_days: int = 365
+    metric_filters: int = 0
     streams: dict[str, Stream] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     stored_bytes: int = 0
@@ -93,8 +94,9 @@ class LogStore:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def create_group(self, name: str, created: int) -> Group:
-        return self.groups.setdefault(name, Group(name, created))
+    def create_group(self, name: str, created: int, metric_filters: int = 0) -> Group:
+        """Make a group; an existing one stays as it is."""
+        return self.groups.setdefault(name, Group(name, created, metric_filters=metric_filters))
 
     def put(self, group_name: str, stream_name: str, events: Iterable[tuple[int, int, str]]) -> None:
         """Add ``(timestamp, ingestion time, message)`` events, in the stream's order, to an existing group."""
@@ -319,7 +321,7 @@ def _group_facts(group: Group) -> dict[str, Any]:
         "logGroupName": group.name,
         "creationTime": group.created,
         "retentionInDays": group.retention_days,
-        "metricFilterCount": 0,
+        "metricFilterCount": group.metric_filters,
         "arn": group.arn + ":*",
         "logGroupArn": group.arn,
         "storedBytes": group.stored_bytes,

@@ -429,7 +429,7 @@ def _build_logs(loaded: Scenario) -> LogStore:
     created = int((loaded.now.timestamp() - 200 * 86_400) * 1000)
     for tier in loaded.tiers.values():
         if tier.log_group_present:
-            logs.create_group(tier.log_group, created)
+            logs.create_group(tier.log_group, created, metric_filters=2 if loaded.heartbeat_modified else 0)
             _fill(logs, loaded, tier)
     return logs
 
