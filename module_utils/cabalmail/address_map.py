@@ -353,16 +353,16 @@ def read_failures(path: Path, own_host: str = "imap.") -> list[Failure] | None:
 def _failure(record: Facts, own_host: str) -> Failure | None:
     """A record as a failure, None when it is not about an address of ours: a foreign host refused it, or none did."""
     tier, seen, code = (str(record.get(key) or "") for key in ("tier", "seen", "code"))
-    relay = str(record.get("relay") or "").strip("[]").lower()
+    relay = str(record.get("relay") or "").lower()
     if tier == "imap":
         refused_by = "imap"
     elif tier == "smtp-in" and seen == "reject":
         refused_by = tier
-    elif relay.startswith(own_host):
+    elif relay.lstrip("[").startswith(own_host):
         refused_by = "imap"
     else:
         return None
-    no_such_user = code in NO_SUCH_USER or seen == "unknown_user"
+    no_such_user = code in NO_SUCH_USER or seen == "user_unknown"
     address = str(record.get("address") or "").strip("<>").lower().encode("utf-8", "replace")
     if not address or not (no_such_user or code in NOT_IN_MAP):
         return None
@@ -378,7 +378,7 @@ class Witnesses:
     views: Sequence[MapView]
     users: frozenset[str] | None
     limits: Limits
-    smtp_out_ips: frozenset[str] = frozenset()
+    smtp_out_hosts: frozenset[str] = frozenset()
     #: by tier, what the logs say of the loops of tasks whose maps could not be read: task to stuck (None: not known)
     unread: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
 
@@ -486,7 +486,7 @@ def _judge_gone(failure: Failure, world: Witnesses) -> Judgement:
             return Judgement("stale_smtp_in", why, ACCESS, stale)
         if having:
             return Judgement("revoked", "removed from the table since smtp-in's last build")
-        from_outside = not any(ip in failure.relay for ip in world.smtp_out_ips)
+        from_outside = not any(host in failure.relay for host in world.smtp_out_hosts)
         stuck = world.stuck_unread("smtp-in")
         if stuck and from_outside:
             why = (
@@ -549,9 +549,7 @@ def address_map(triage: Facts, work_dir: Path, masker: Masker, limits: Limits, e
         views=views,
         users=_users(entries),
         limits=limits,
-        smtp_out_ips=frozenset(
-            str(entry["ip"]) for entry in entries if entry.get("tier") == "smtp-out" and entry.get("ip")
-        ),
+        smtp_out_hosts=_hosts(entries, "smtp-out"),
         unread=unread,
     )
     stale: dict[str, list[str]] = defaultdict(list)
@@ -675,6 +673,12 @@ def _users(entries: Iterable[Facts]) -> frozenset[str] | None:
     """OS users that every running imap task has; None when none could be read."""
     lists = [entry["users"] for entry in entries if entry.get("tier") == "imap" and entry.get("users") is not None]
     return frozenset.intersection(*map(frozenset, lists)) if lists else None
+
+
+def _hosts(entries: Iterable[Facts], tier: str) -> frozenset[str]:
+    """Addresses of a tier's tasks as `relay=` shows them: the bare one, and that in an awsvpc host name."""
+    addresses = [str(entry["ip"]) for entry in entries if entry.get("tier") == tier and entry.get("ip")]
+    return frozenset(form for ip in addresses for form in (f"[{ip}]", f"ip-{ip.replace('.', '-')}."))
 
 
 def _raw(work_dir: Path, task: str) -> bytes | None:

@@ -220,12 +220,13 @@ def test_an_address_nobody_ever_had(world: Any) -> None:
     assert world.state() == "never_existed"
 
 
-def test_a_typo_of_our_own_user_never_existed(world: Any) -> None:
+@pytest.mark.parametrize("relay", ["ip-{dashed}.ec2.internal", "smtp-out [{ip}]"])
+def test_a_typo_of_our_own_user_never_existed(world: Any, relay: str) -> None:
     out = world.task("smtp-out")
     ip = next(entry["ip"] for entry in world.tasks if entry["task"] == out)
     world.task("smtp-in")
     world.task("imap")
-    world.failed("sales@s.harborlight.example", relay=f"smtp-out [{ip}]")
+    world.failed("sales@s.harborlight.example", relay=relay.format(ip=ip, dashed=ip.replace(".", "-")))
     assert world.state() == "never_existed"
 
 
@@ -233,8 +234,8 @@ def test_a_missing_os_user(world: Any) -> None:
     world.row("eve@s.harborlight.example", "eve")
     world.task("smtp-in")
     world.task("imap")
-    world.failed("eve@s.harborlight.example", code="5.1.1", seen="unknown_user")
-    world.failed("team@s.harborlight.example", code="5.1.1", seen="unknown_user")
+    world.failed("eve@s.harborlight.example", code="5.1.1", seen="user_unknown")
+    world.failed("team@s.harborlight.example", code="5.1.1", seen="user_unknown")
     world.failed("bob", code="5.1.1", seen="dsn", relay="")
     section = world.section()["recipients"]
     assert (section["by_state"]["missing_user"], section["by_state"]["in_order"]) == (1, 2)
@@ -246,7 +247,7 @@ def test_a_row_lost_from_virtusertable_is_a_map_and_not_a_user(world: Any) -> No
     maps = world.right_maps("imap")
     del maps["/etc/mail/virtusertable"][ANN]
     world.task("imap", maps, text=world.right_maps("imap"))
-    world.failed(ANN, code="5.1.1", seen="unknown_user")
+    world.failed(ANN, code="5.1.1", seen="user_unknown")
     (example,) = world.section()["recipients"]["examples"]
     assert (example["state"], example["map"]) == ("stale_imap", "/etc/mail/virtusertable")
 
@@ -377,7 +378,7 @@ def test_an_address_without_a_date_is_unknown_without_maps(world: Any) -> None:
 
 def test_users_that_could_not_be_read_are_not_missing(world: Any) -> None:
     world.task("imap", users=None)
-    world.failed(ANN, code="5.1.1", seen="unknown_user")
+    world.failed(ANN, code="5.1.1", seen="user_unknown")
     assert world.state() == "unknown"
 
 

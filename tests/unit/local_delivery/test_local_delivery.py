@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fail(folder: Path, *addresses: str) -> None:
-    rows = [{"address": address, "tier": "imap", "code": "5.1.1", "seen": "unknown_user"} for address in addresses]
+    rows = [{"address": address, "tier": "imap", "code": "5.1.1", "seen": "user_unknown"} for address in addresses]
     (folder / "failed_recipients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
