@@ -206,6 +206,7 @@ from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
 from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
 from ansible.module_utils.maillog.aggregate import TierAggregator, peak_of, unavailable_tier
+from ansible.module_utils.maillog.crew import Crew, Tally
 from ansible.module_utils.maillog.reasons import Classifier
 
 FAILED_FILE = "failed_recipients.jsonl"
@@ -213,7 +214,7 @@ PROGRESS_FILE = "maillog.progress"
 MAX_FAILED = 10_000
 THREADS = 8
 # Left of the deadline for the sums and for handing the result over.
-CLOSING_SECONDS = 0.5
+CLOSING_SECONDS = 1.0
 
 ARGUMENTS: dict[str, Any] = {
     "groups": {
@@ -287,10 +288,9 @@ def check(module: Any) -> None:
         module.fail_json(msg="The option deadline must be above 0 seconds.")
 
 
-def write_failed(work_dir: str, aggregators: dict[str, TierAggregator]) -> None:
+def write_failed(work_dir: str, rows: list[dict[str, Any]]) -> None:
     """Addresses in clear go to this file only."""
-    rows = [row for aggregator in aggregators.values() for row in aggregator.failed][:MAX_FAILED]
-    lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows[:MAX_FAILED])
     write_private(os.path.join(work_dir, FAILED_FILE), lines)
 
 
@@ -315,6 +315,9 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         )
         for group in options["groups"]
     }  # fmt: skip
+    # The processes are forked here, while this one has a single thread.
+    crew = Crew(aggregators)
+    crew.start()
     module.cabalmail_session._session.register_component("response_parser_factory", RawPagesFactory())
     until = started + options["deadline"] - min(CLOSING_SECONDS, options["deadline"] / 4)
     budget = max(1.0, until - time.monotonic())
@@ -327,30 +330,26 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
     pages = events = 0
     groups = [(group["tier"], group["log_group"]) for group in options["groups"]]
     for page in reader.read(groups, start, end):
-        found = page.events()
-        aggregators[page.tier].feed(
-            (item["logStreamName"], item["timestamp"], item["message"], item.get("ingestionTime"), item["eventId"])
-            for item in found
-        )
+        crew.feed(page.tier, page.body)
         pages += 1
-        events += len(found)
+        events += page.size()
         progress.show(pages, events)
     by_tier, reasons = {}, []
     seconds: Counter[int] = Counter()
+    why = {tier: reader.why(tier, group) for tier, group in groups}
+    read = {tier: outcome.status for tier, outcome in reader.outcomes.items() if outcome.status != "unavailable"}
+    tallies = crew.finish({tier: (status, why[tier]) for tier, status in read.items()})
     for tier, group in groups:
-        outcome = reader.outcomes[tier]
-        status = outcome.status
-        why = []
-        if status != "complete":
-            why = [outcome.problem or f"Reading the log group {group} ended early: its time was up."]
-        reasons += why
-        if status == "unavailable":
-            by_tier[tier] = unavailable_tier(tier, group, why, exists=outcome.exists)
+        tally = tallies.get(tier)
+        if isinstance(tally, Tally):
+            by_tier[tier] = tally.section
+            seconds.update(tally.metric_seconds)
         else:
-            by_tier[tier] = aggregators[tier].result(status, why)
-            seconds.update(aggregators[tier].metric_seconds)
+            why[tier] = [*why[tier], *([str(tally)] if tally else [])]
+            by_tier[tier] = unavailable_tier(tier, group, why[tier], exists=reader.outcomes[tier].exists)
+        reasons += why[tier]
     if work_dir:
-        write_failed(work_dir, aggregators)
+        write_failed(work_dir, [row for tally in tallies.values() if isinstance(tally, Tally) for row in tally.failed])
     return {
         "status": overall([section["coverage"]["status"] for section in by_tier.values()]),
         "reasons": reasons,

@@ -40,7 +40,7 @@ _TOKEN = re.compile(rb'"nextToken"\s*:\s*"((?:[^"\\]|\\.)*+)"')
 
 
 class Page(NamedTuple):
-    """One answer, not decoded yet; the receiver decodes it, so that reading threads wait for the network only."""
+    """One answer, not decoded: the reading threads wait for the network and do nothing else."""
 
     tier: str
     body: bytes
@@ -49,6 +49,10 @@ class Page(NamedTuple):
         """The events as FilterLogEvents returns them."""
         found = json.loads(self.body).get("events")
         return found if isinstance(found, list) else []
+
+    def size(self) -> int:
+        """How many events there are; a key can't stand inside a message, whose quotes JSON escapes."""
+        return self.body.count(b'"eventId":')
 
 
 class Outcome:
@@ -197,6 +201,13 @@ class Reader:
         with self._change:
             for tier, outcome in self.outcomes.items():
                 outcome.finished = self._open[tier] == 0 and tier not in self._failed
+
+    def why(self, tier: str, group: str) -> list[str]:
+        """Why a group was not read whole, after `read`; nothing when it was."""
+        outcome = self.outcomes[tier]
+        if outcome.status == "complete":
+            return []
+        return [outcome.problem or f"Reading the log group {group} ended early: its time was up."]
 
     def _run(self) -> None:
         while (piece := self._next()) is not None:
