@@ -9,6 +9,7 @@ reading threads stay in the parent and wait for the network, the children parse.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from .aggregate import TierAggregator
 
 # Pages that wait for a busy process; each is up to 1 MB.
 _BACKLOG = 2
+_UNREADABLE = "What AWS answered could not be counted: it is not as documented, or the counting process was ended."
 
 
 class Tally(NamedTuple):
@@ -37,14 +39,23 @@ class CrewError(Exception):
     """A counting process ended without its result."""
 
 
-def feed_page(aggregator: TierAggregator, body: bytes) -> int:
-    """Count the events of a FilterLogEvents answer; returns how many it has."""
-    events = json.loads(body).get("events") or []
+def feed_page(aggregator: TierAggregator, body: bytes) -> None:
+    """Count the events of a FilterLogEvents answer. AWS promises none of an event's members; one without text is none.
+
+    Raises:
+        ValueError: the answer is not JSON.
+    """
     aggregator.feed(
-        (item["logStreamName"], item["timestamp"], item["message"], item.get("ingestionTime"), item["eventId"])
-        for item in events
+        (
+            item.get("logStreamName", ""),
+            item["timestamp"],
+            item["message"],
+            item.get("ingestionTime"),
+            item.get("eventId", ""),
+        )
+        for item in json.loads(body).get("events") or []
+        if type(item.get("message")) is str and type(item.get("timestamp")) is int
     )
-    return len(events)
 
 
 class Crew:
@@ -61,9 +72,12 @@ class Crew:
             processes = 8 if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 else 1
         count = min(processes, len(aggregators))
         self._here = aggregators if count < 2 else {}
+        self._unreadable: set[str] = set()
         self._hands: list[_Hand] = []
         self._of: dict[str, _Hand] = {}
         if count > 1:
+            # What is there already stays shared with the children: a collection would touch, and so copy, all of it.
+            gc.freeze()
             tiers = list(aggregators)
             for number in range(count):
                 share = {tier: aggregators[tier] for tier in tiers[number::count]}
@@ -79,7 +93,10 @@ class Crew:
     def feed(self, tier: str, body: bytes) -> None:
         """Count a page, or hand it to the process of its tier; waits when that is behind."""
         if tier in self._here:
-            feed_page(self._here[tier], body)
+            try:
+                feed_page(self._here[tier], body)
+            except ValueError:
+                self._unreadable.add(tier)
         else:
             self._of[tier].give(tier, body)
 
@@ -87,7 +104,9 @@ class Crew:
         """The tallies of the tiers in `outcomes` (status and reasons by tier); the crew is over then."""
         found: dict[str, Tally | CrewError] = {}
         for tier, aggregator in self._here.items():
-            if tier in outcomes:
+            if tier in self._unreadable:
+                found[tier] = CrewError(_UNREADABLE)
+            elif tier in outcomes:
                 found[tier] = _tally(aggregator, *outcomes[tier])
         for hand in self._hands:
             found.update(hand.finish(outcomes))
@@ -146,7 +165,7 @@ class _Hand:
             self._pipe.send(mine)
             found: dict[str, Tally | CrewError] = dict(self._pipe.recv())
         except (OSError, EOFError):
-            found = {tier: CrewError("The process that counted its lines ended early.") for tier in mine}
+            found = {tier: CrewError(_UNREADABLE) for tier in mine}
         self._pipe.close()
         self._process.join(1)
         return found
@@ -162,6 +181,6 @@ def _count(pipe: Connection, near: Connection, aggregators: dict[str, TierAggreg
             feed_page(order[body[0]], body[1:])
         outcomes: dict[str, tuple[str, list[str]]] = pipe.recv()
         pipe.send({tier: _tally(aggregators[tier], *outcome) for tier, outcome in outcomes.items()})
-    except (OSError, EOFError):
-        # The parent is gone, or has stopped to wait: nobody is left to tell.
+    except (OSError, EOFError, ValueError):
+        # The parent is gone and nobody is left to tell, or the answer is unreadable and the parent sees this end.
         return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-_BUCKETS = 1 << 14
+_BUCKETS = 1 << 12
 _MASK = _BUCKETS - 1
 _DIGEST = Struct("<q").pack
 _ENTRY = Struct("<qQ").pack
