@@ -143,6 +143,11 @@ tiers:
       description: C(pages), C(events), C(bytes), C(throttled) (answers that AWS refused for their rate), C(seconds).
       type: dict
       returned: always
+    peak:
+      description:
+        - The largest count of the metric's lines in 30 minutes over all tiers together, as the metric has no dimension.
+      type: dict
+      returned: always
     by_tier:
       description: A section for each tier, by its name.
       type: dict
