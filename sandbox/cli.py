@@ -251,9 +251,13 @@ def _start(settings: Settings, wanted: str, *, attached: bool) -> subprocess.Pop
     from .scenario import find
 
     folder = find(wanted)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        log = (settings.state_dir / "server.log").open("w")
+    except OSError as error:
+        raise SandboxError(f"{settings.state_dir} can't be written: {error.strerror}.") from None
     argv = [sys.executable, "-m", "sandbox", "serve", str(folder), *(["--attached"] if attached else [])]
-    with (settings.state_dir / "server.log").open("w") as log:
+    with log:
         server = subprocess.Popen(
             argv,
             cwd=Path(__file__).parent.parent,

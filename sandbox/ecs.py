@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
-from .errors import ApiError
+from .errors import ApiError, SandboxError
 from .model import ACCOUNT_ID, CLUSTER, REGION, Exec, ExecSession, Loop, MapState, Scenario, TaskSpec, TierSpec
 from .scenario import secrets_of
 
@@ -32,6 +32,7 @@ CLUSTER_ARN = f"{ARN}:cluster/{CLUSTER}"
 CAPACITY_PROVIDER = "cabal-ec2"
 STOPPED_LISTED = timedelta(hours=1)
 BREAKER_THRESHOLD = 3
+STOP_GRACE_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 RETRY_SECONDS_MAX = 60.0
 DISCOVERED = ("imap", "smtp-out")
@@ -45,8 +46,8 @@ class Runtime(Protocol):
     def start(self, specs: Iterable[TaskSpec]) -> dict[str, Exception | None]:
         """Start tasks; by task id None, or why it could not start."""
 
-    def stop(self, task_id: str) -> None:
-        """End a task and whatever runs in it."""
+    def stop(self, task_id: str, *, grace: float) -> None:
+        """End a task and whatever runs in it, after ``grace`` seconds by force."""
 
 
 @dataclass(eq=False)
@@ -165,8 +166,13 @@ class Cluster:
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the processes of all declared tasks, in parallel."""
-        await self._launch([task for service in self.services.values() for task in service.tasks])
+        """Start the processes of all declared tasks, side by side.
+
+        :raises SandboxError: when one does not start.
+        """
+        failure = await self._launch([task for service in self.services.values() for task in service.tasks])
+        if failure is not None:
+            raise SandboxError(f"A task could not be started: {failure}.")
 
     async def stop(self) -> None:
         """End every deployment and every task's processes."""
@@ -175,7 +181,7 @@ class Cluster:
             job.cancel()
         await asyncio.gather(*work, *self._background, return_exceptions=True)
         tasks = [task for service in self.services.values() for task in service.tasks]
-        await asyncio.gather(*(self._kill(task) for task in tasks))
+        await asyncio.gather(*(self._kill(task, grace=0) for task in tasks))
 
     async def _launch(self, tasks: list[Task]) -> Exception | None:
         """Start processes; return the first failure."""
@@ -184,10 +190,10 @@ class Cluster:
             task.alive = results[task.id] is None
         return next((error for error in results.values() if error is not None), None)
 
-    async def _kill(self, task: Task) -> None:
+    async def _kill(self, task: Task, grace: float = STOP_GRACE_SECONDS) -> None:
         if task.alive:
             task.alive = False
-            await asyncio.to_thread(self.runtime.stop, task.id)
+            await asyncio.to_thread(self.runtime.stop, task.id, grace=grace)
 
     def exited(self, task_id: str, status: int) -> None:
         """A task ended by itself: its essential container exited, and the service replaces it."""

@@ -201,6 +201,13 @@ def test_a_bad_port(own: SandboxUnderTest, port: str) -> None:
     assert "CABALMAIL_SANDBOX_PORT" in result.stderr
 
 
+def test_a_state_folder_that_cannot_be(own: SandboxUnderTest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = SandboxUnderTest(own.port, tmp_path / "file" / "state").cli("up", "--scenario", "quiet")
+    assert result.returncode == 2
+    assert one_sentence(result.stderr)
+
+
 def test_run_without_a_command_and_with_one_that_is_not_there(own: SandboxUnderTest) -> None:
     assert own.cli("run").returncode == 2
     missing = own.cli("run", "--scenario", "quiet", "--", "/no/such/program")

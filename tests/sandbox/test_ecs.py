@@ -16,7 +16,7 @@ import pytest
 
 from sandbox import scenario
 from sandbox.ecs import Cluster
-from sandbox.errors import ApiError
+from sandbox.errors import ApiError, SandboxError
 from sandbox.model import TaskSpec
 
 WriteScenario = Callable[..., Path]
@@ -35,7 +35,7 @@ class NoProcesses:
     def start(self, specs: Iterable[TaskSpec]) -> dict[str, Exception | None]:
         results: dict[str, Exception | None] = {}
         for spec in specs:
-            if spec.tier in self.broken and spec.fresh:
+            if spec.tier in self.broken:
                 results[spec.task_id] = RuntimeError("makemap refused")
                 continue
             with self._lock:
@@ -43,7 +43,7 @@ class NoProcesses:
             results[spec.task_id] = None
         return results
 
-    def stop(self, task_id: str) -> None:
+    def stop(self, task_id: str, *, grace: float) -> None:
         with self._lock:
             self.alive.discard(task_id)
 
@@ -201,6 +201,13 @@ def test_a_task_that_really_does_not_start_fails_its_deployment(write_scenario: 
         assert it.tasks("cabal-smtp-in", "STOPPED")[0]["stopCode"] == "EssentialContainerExited"
 
     drive(write_scenario(tiers=tiers()), story)
+
+
+def test_a_declared_task_that_does_not_start_is_said(write_scenario: WriteScenario) -> None:
+    setting = Setting(write_scenario())
+    setting.runtime.broken.add("imap")
+    with pytest.raises(SandboxError, match="makemap refused"):
+        asyncio.run(setting.cluster.start())
 
 
 def test_stuck_and_already_in_progress(write_scenario: WriteScenario) -> None:

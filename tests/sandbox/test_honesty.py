@@ -9,6 +9,8 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -101,10 +103,14 @@ def test_a_session_from_execute_to_terminate(quiet: SandboxUnderTest) -> None:
     }
 
 
-def test_every_state_of_a_deployment(quiet: SandboxUnderTest) -> None:
+def test_every_state_of_a_deployment(running: SandboxUnderTest, write_scenario: Callable[..., Path]) -> None:
     """Each shape on the way of tasks and deployments from one state to the next is sound."""
+    tiers: dict[str, Any] = {tier: {"log_level": 9} for tier in ("imap", "smtp-in", "smtp-out")}
+    tiers["smtp-in"]["service"] = {"deployment": {"start_seconds": 6}}
+    running.load(write_scenario(tiers=tiers))
+    quiet = running
     answer(quiet, "ecs", "UpdateService", CLUSTER | {"service": "cabal-smtp-in", "forceNewDeployment": True})
-    states, until = set(), time.monotonic() + 30
+    states, until = set(), time.monotonic() + 60
     while time.monotonic() < until:
         described = answer(quiet, "ecs", "DescribeServices", CLUSTER | {"services": ["cabal-smtp-in"]})
         for desired in ("RUNNING", "STOPPED"):
