@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,9 +17,11 @@ ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path
 
 from ansible.module_utils.cabalmail.time import parse_rfc3339  # noqa: E402
 
-# Judging, writing and printing the report takes about a second; a module needs half of one to start and to end.
-RESERVED_SECONDS = 5.0
+# Judging, writing and printing the report takes about a second, Ansible's own start another; on a busy machine more.
+RESERVED_SECONDS = 8.0
 LEAST_SECONDS = 1.0
+# A step keeps its deadline by itself and then has evidence to show; only one that does not is ended from outside.
+GRACE_SECONDS = 5.0
 
 
 def seconds_left(run: Mapping[str, Any], share: float) -> float:
@@ -33,9 +36,14 @@ def seconds_left(run: Mapping[str, Any], share: float) -> float:
     return round(max(LEAST_SECONDS, left * share), 1)
 
 
+def hard_stop(run: Mapping[str, Any], seconds: float) -> int:
+    """Whole seconds after which a step that was given ``seconds`` is ended, so that the run keeps its deadline."""
+    return math.ceil(min(float(seconds) + GRACE_SECONDS, seconds_left(run, 1.0)))
+
+
 class FilterModule:
     """Filters over the section ``run``."""
 
     def filters(self) -> dict[str, Any]:
         """Names as used in the playbooks."""
-        return {"seconds_left": seconds_left}
+        return {"seconds_left": seconds_left, "hard_stop": hard_stop}
