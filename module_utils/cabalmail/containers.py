@@ -1,192 +1,33 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is true inside the mail containers: reads what ``roles/container_evidence/files/probe.sh`` printed.
+"""What is true inside the mail containers: the section ``containers`` out of the probes' output.
 
-The output may be cut anywhere, garbled, or come from a container that lacks half the tools. Nothing here raises on it:
-what could not be read is None, and the task's status says so.
-
-Times are RFC 3339 UTC and already corrected by the container's clock skew; ages are taken within the container's own
-clock, so that skew never touches them.
+What could not be read is None, and the task's status says so. Times are RFC 3339 UTC and already corrected by the
+container's clock skew; ages are taken within the container's own clock, so that skew never touches them.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import stat
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from .privacy import Masker
+from .probe import VERSION, Content, Probe, Process, from_base64, integer, lineage, parse, processes, text_of
 
-VERSION = 1
-#: More than any map of ours; a container that sends more is cut here and reported as partial.
-SECTION_LIMIT_BYTES = 512 * 1024 * 1024
 #: Name of the loop's script in the containers (docker/shared/reconfigure.sh).
 LOOP_SCRIPT = "reconfigure.sh"
 QUEUE_REASONS = 10
 
-_STATUS = re.compile(rb"\n?\t#status (\d+)\n?\Z")
 _QUEUED = re.compile(r"^\s*(?P<id>[0-9A-Za-z]{8,20})[*X?-]?\s+(?:\d+|\(.*?\))\s+(?P<time>\w{3} \w{3} +\d+ \d\d:\d\d)")
 _QUEUE_REASON = re.compile(r"^\s+(?:\d+\s+)?\((?P<text>.+)\)?\s*$")
 _QUEUE_TOTAL = re.compile(r"Total requests: (\d+)")
 _DIRECTORY = 0o040000
-
-
-@dataclass(frozen=True)
-class Section:
-    """A packed part of the probe's output."""
-
-    kind: str
-    path: str
-    pack: str
-    lines: Sequence[bytes]
-    ended: bool
-
-    def read(self) -> Content:
-        """Unpack it; what is damaged is left out and the content is marked as not whole."""
-        packed, whole = _from_base64(self.lines)
-        if self.pack == "gzip":
-            data, inflated = _inflate(packed)
-            whole = whole and inflated
-        else:
-            data = packed
-        status = _STATUS.search(data[-64:])
-        if status is None:
-            return Content(data, None, False)
-        return Content(data[: len(data) - len(status[0])], int(status[1]), whole and self.ended)
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a section held: the command's output, its exit status (None: cut off) and whether nothing is missing."""
-
-    data: bytes
-    status: int | None
-    whole: bool
-
-    @property
-    def good(self) -> bool:
-        """The command ran to its end and succeeded, and all of it arrived."""
-        return self.whole and self.status == 0
-
-    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        """Key and value of each line of a map or of its text, keys as the map has them."""
-        for line in self.data.split(b"\n"):
-            key, tab, value = line.partition(b"\t")
-            if tab and key and not key.startswith(b"#"):
-                yield key.rstrip(b"\0"), value.strip(b"\0\t \r")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A line of the container's process table."""
-
-    pid: int
-    parent: int
-    state: str
-    age_seconds: float
-    wchan: str | None
-    script: str | None
-    call: str | None
-    name: str
-
-
-@dataclass
-class Probe:
-    """The parsed output: records by keyword, sections by kind and path."""
-
-    version: int | None = None
-    whole: bool = False
-    records: dict[str, list[list[str]]] = field(default_factory=dict)
-    sections: dict[tuple[str, str], Section] = field(default_factory=dict)
-
-    def first(self, keyword: str) -> list[str] | None:
-        """Fields of the first record of that keyword."""
-        found = self.records.get(keyword)
-        return found[0] if found else None
-
-    @property
-    def clock(self) -> int | None:
-        """The container's clock when the probe began, in epoch seconds."""
-        return _integer(_field(self, "clock", 0))
-
-    def section(self, kind: str, path: str) -> Content | None:
-        """The content of a section, None where the probe had none."""
-        part = self.sections.get((kind, path))
-        return part.read() if part else None
-
-
-def parse(raw: bytes) -> Probe:
-    """Read the probe's output. Never raises; ``version`` None means that it is none of ours."""
-    probe = Probe()
-    opened: tuple[str, str, str] | None = None
-    body: list[bytes] = []
-    for line in raw.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if opened and not line.startswith((b"end ", b"begin ", b"cabalmail-probe ")):
-            body.append(line)
-            continue
-        text = line.decode("utf-8", "replace")
-        if opened:
-            _close(probe, opened, body, ended=text == f"end {opened[0]}")
-            opened, body = None, []
-        if text.startswith("begin "):
-            kind, pack, path = (*text.split(" ", 3)[1:], "", "", "")[:3]
-            opened = (kind, path, pack)
-        elif text.startswith("cabalmail-probe "):
-            _mark(probe, text)
-        elif probe.version is not None and " " in text:
-            keyword, _, rest = text.partition(" ")
-            probe.records.setdefault(keyword, []).append(rest.split(" "))
-    if opened:
-        _close(probe, opened, body, ended=False)
-    return probe
-
-
-def _mark(probe: Probe, text: str) -> None:
-    word = text.removeprefix("cabalmail-probe ")
-    if word == "end":
-        probe.whole = probe.version is not None
-    elif probe.version is None:
-        probe.version = _integer(word)
-
-
-def _close(probe: Probe, opened: tuple[str, str, str], body: list[bytes], *, ended: bool) -> None:
-    if probe.version is not None:
-        kind, path, pack = opened
-        probe.sections.setdefault((kind, path), Section(kind, path, pack, tuple(body), ended))
-
-
-def _from_base64(lines: Iterable[bytes]) -> tuple[bytes, bool]:
-    joined = b"".join(lines)
-    try:
-        return base64.b64decode(joined, validate=True), True
-    except (binascii.Error, ValueError):
-        clean = re.match(rb"[A-Za-z0-9+/]*", joined)
-        kept = clean[0] if clean else b""
-        return base64.b64decode(kept[: len(kept) // 4 * 4]), False
-
-
-def _inflate(packed: bytes) -> tuple[bytes, bool]:
-    engine = zlib.decompressobj(wbits=31)
-    data = bytearray()
-    # In steps, so that what precedes a damaged place is kept.
-    for start in range(0, len(packed), 65536):
-        try:
-            data += engine.decompress(packed[start : start + 65536], SECTION_LIMIT_BYTES - len(data))
-        except zlib.error:
-            return bytes(data), False
-        if engine.eof or len(data) >= SECTION_LIMIT_BYTES:
-            break
-    return bytes(data), engine.eof
 
 
 # --- the facts of one task -------------------------------------------------------------------------------------------
@@ -226,7 +67,7 @@ def container_facts(
     facts["maps"], map_problems = _maps(probe)
     facts.update(_processes(probe, skew or 0))
     facts["queue"] = _queue(probe, masker, skew or 0)
-    facts["hosts_pin"] = _field(probe, "pin", 0)
+    facts["hosts_pin"] = text_of(probe, "pin", 0)
     facts.update(_storage(probe))
     facts.update(_people(probe, skew or 0))
     problems = [*map_problems]
@@ -260,7 +101,7 @@ def _nothing_known() -> dict[str, Any]:
 
 
 def _skew(probe: Probe, received: float | None) -> int | None:
-    clocks = [_integer(row[0]) for row in probe.records.get("clock", []) if row]
+    clocks = [integer(row[0]) for row in probe.records.get("clock", []) if row]
     # The last one, which stands nearest to the moment the output arrived.
     if not probe.whole or received is None or not clocks or clocks[-1] is None:
         return None
@@ -268,19 +109,19 @@ def _skew(probe: Probe, received: float | None) -> int | None:
 
 
 def _configuration(probe: Probe) -> dict[str, Any]:
-    level = _integer(_field(probe, "loglevel", 0))
+    level = integer(text_of(probe, "loglevel", 0))
     if level is None and probe.first("cf"):
         level = 9  # sendmail's own default, where its configuration says nothing
     return {"log_level": level}
 
 
 def _files(probe: Probe, skew: int) -> dict[str, Any]:
-    lines = {row[-1]: _integer(row[0]) for row in probe.records.get("lines", []) if len(row) > 1}
+    lines = {row[-1]: integer(row[0]) for row in probe.records.get("lines", []) if len(row) > 1}
     sums = {row[-1]: row[0] for row in probe.records.get("sum", []) if len(row) > 1}
     clock = probe.clock
     files = {}
     for row in probe.records.get("file", []):
-        mtime, size = (_integer(value) for value in (*row, "", "")[:2])
+        mtime, size = (integer(value) for value in (*row, "", "")[:2])
         if len(row) < 3 or mtime is None:
             continue
         path = " ".join(row[2:])
@@ -341,42 +182,6 @@ def _paths_that_sendmail_reads(probe: Probe) -> set[str] | None:
     return {row[-1].removesuffix(".db") for row in rows}
 
 
-def processes(probe: Probe) -> list[Process] | None:
-    """The container's processes without the probe's own tree; None when the table is cut or missing."""
-    uptime, ticks = _number(_field(probe, "uptime", 0)), _integer(_field(probe, "ticks", 0)) or 100
-    own = _integer(_field(probe, "self", 0))
-    # The second clock stands after the table: without it the table may end too soon.
-    if uptime is None or own is None or len(probe.records.get("clock", [])) < 2:
-        return None
-    table = {}
-    for row in probe.records.get("proc", []):
-        numbers = [_integer(row[index]) if len(row) > index else None for index in (0, 1, 3)]
-        if len(row) < 8 or None in numbers:
-            continue
-        pid, parent, started = (int(number or 0) for number in numbers)
-        table[pid] = Process(
-            pid=pid,
-            parent=parent,
-            state=row[2],
-            age_seconds=round(max(0.0, uptime - started / ticks), 1),
-            wchan=_dash(row[4]),
-            script=_dash(row[5]),
-            call=(_dash(row[6]) or "").replace(".", " ") or None,
-            name=" ".join(row[7:]),
-        )
-    return [process for process in table.values() if own not in _lineage(process, table)]
-
-
-def _lineage(process: Process, table: Mapping[int, Process]) -> set[int]:
-    """The process and its ancestors."""
-    seen: set[int] = set()
-    current: Process | None = process
-    while current and current.pid not in seen:
-        seen.add(current.pid)
-        current = table.get(current.parent)
-    return seen
-
-
 def _processes(probe: Probe, skew: int) -> dict[str, Any]:
     table = processes(probe)
     facts: dict[str, Any] = {"loop": _loop(table)}
@@ -434,7 +239,7 @@ def _loop(table: list[Process] | None) -> dict[str, Any]:
                 "wchan": process.wchan,
             }
             for process in sorted(table, key=lambda item: -item.age_seconds)
-            if process.pid != root.pid and root.pid in _lineage(process, by_pid) and process.state not in ("Z", "X")
+            if process.pid != root.pid and root.pid in lineage(process, by_pid) and process.state not in ("Z", "X")
         ],
     }
 
@@ -489,15 +294,15 @@ def _storage(probe: Probe) -> dict[str, Any]:
     for row in probe.records.get("disk", []):
         if len(row) >= 3:
             disk[row[2]] = {
-                "used_percent": _integer(row[0]),
-                "available_kib": _integer(row[1]),
+                "used_percent": integer(row[0]),
+                "available_kib": integer(row[1]),
                 "inodes_used_percent": None,
             }
     for row in probe.records.get("inodes", []):
         if len(row) >= 2 and row[1] in disk:
-            disk[row[1]]["inodes_used_percent"] = _integer(row[0])
-    memory = {row[0]: _integer(row[1]) for row in probe.records.get("memory", []) if len(row) > 1}
-    limits = {row[0]: _integer(row[1]) for row in probe.records.get("cgroup", []) if len(row) > 1}
+            disk[row[1]]["inodes_used_percent"] = integer(row[0])
+    memory = {row[0]: integer(row[1]) for row in probe.records.get("memory", []) if len(row) > 1}
+    limits = {row[0]: integer(row[1]) for row in probe.records.get("cgroup", []) if len(row) > 1}
     return {
         "disk": disk,
         "read_only": [row[2] for row in probe.records.get("mount", []) if len(row) > 2 and row[0] == "ro"],
@@ -514,14 +319,14 @@ def _people(probe: Probe, skew: int) -> dict[str, Any]:
     """OS users, their Maildirs, and mail that procmail left in /var/spool/mail. None: not known."""
     people: dict[str, tuple[int, int, str]] = {}
     for row in probe.records.get("user", []):
-        uid, gid = (_integer(value) for value in (*row, "", "")[:2])
+        uid, gid = (integer(value) for value in (*row, "", "")[:2])
         if len(row) >= 3 and uid is not None and gid is not None and row[2]:
             people[row[2]] = (uid, gid, " ".join(row[3:]) or f"/home/{row[2]}")
     seen = _directories(probe)
     stray = [
-        {"user": Path(" ".join(row[2:])).name, "bytes": _integer(row[0]), "newest": _moment(row[1], skew)}
+        {"user": Path(" ".join(row[2:])).name, "bytes": integer(row[0]), "newest": _moment(row[1], skew)}
         for row in probe.records.get("stray", [])
-        if len(row) > 2 and (_integer(row[0]) or 0) > 0
+        if len(row) > 2 and (integer(row[0]) or 0) > 0
     ]
     users_known = ["end"] in probe.records.get("users", [])
     homes_known = users_known and ["end"] in probe.records.get("homes", [])
@@ -638,7 +443,7 @@ def _output(result: Mapping[str, Any]) -> tuple[bytes | None, float | None]:
     path, kept = result.get("dest"), result.get("stdout_b64")
     if not path:
         # A session that broke leaves no file; what had come until then is still evidence.
-        return (_from_base64([str(kept).encode()])[0] if kept else None), None
+        return (from_base64([str(kept).encode()])[0] if kept else None), None
     try:
         file = Path(str(path))
         return file.read_bytes(), file.stat().st_mtime
@@ -646,7 +451,7 @@ def _output(result: Mapping[str, Any]) -> tuple[bytes | None, float | None]:
         return None, None
 
 
-# --- small conversions -----------------------------------------------------------------------------------------------
+# --- times -----------------------------------------------------------------------------------------------------------
 
 
 def rfc3339(epoch: float) -> str | None:
@@ -658,25 +463,5 @@ def rfc3339(epoch: float) -> str | None:
 
 
 def _moment(text: str, skew: int) -> str | None:
-    epoch = _integer(text)
+    epoch = integer(text)
     return None if epoch is None else rfc3339(epoch - skew)
-
-
-def _field(probe: Probe, keyword: str, index: int) -> str | None:
-    row = probe.first(keyword)
-    return row[index] if row and len(row) > index else None
-
-
-def _dash(text: str) -> str | None:
-    return None if text in ("", "-") else text
-
-
-def _integer(text: Any) -> int | None:
-    """A whole number of at most 18 digits, else None."""
-    found = re.fullmatch(r"-?\d{1,18}", str(text).strip()) if text is not None else None
-    return int(found[0]) if found else None
-
-
-def _number(text: Any) -> float | None:
-    found = re.fullmatch(r"\d{1,15}(\.\d{1,9})?", str(text).strip()) if text is not None else None
-    return float(found[0]) if found else None

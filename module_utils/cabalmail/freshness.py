@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from .time import parse_rfc3339
 
 #: Maps that the loop rebuilds and sendmail reads, by tier. virtusertable of smtp-in is built and never read.
 REBUILT = {
@@ -40,3 +43,11 @@ def minutes(seconds: float) -> str:
     if seconds < 7200:
         return f"{round(seconds / 60)} min"
     return f"{round(seconds / 3600)} h"
+
+
+def epoch(text: Any) -> float | None:
+    """An RFC 3339 time as epoch seconds; None for what is none."""
+    try:
+        return parse_rfc3339(str(text)).timestamp() if text else None
+    except ValueError:
+        return None

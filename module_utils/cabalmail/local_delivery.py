@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .address_map import AddressTable, Failure, read_failures, read_table
+from .address_table import AddressTable, read_table
+from .failed_recipient import Failure, read_failures
 
 Facts = Mapping[str, Any]
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from .containers import rfc3339
-from .freshness import REBUILT, Limits, minutes
-from .time import parse_rfc3339
+from .freshness import REBUILT, Limits, epoch, minutes
 
 Facts = Mapping[str, Any]
 
@@ -171,20 +169,20 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
     if not view.readable:
         return Answer("unknown", "the log of its tier could not be read")
     loop = view.loop or {}
-    done, exited, status = _epoch(loop.get("last_done")), *_last_exit(loop)
+    done, exited, status = epoch(loop.get("last_done")), *_last_exit(loop)
     watched = view.now - view.watched_from
     quiet = view.now - max(filter(None, (done, view.watched_from)), default=view.watched_from)
     since = loop.get("last_done")
-    gave_up = _epoch(loop.get("gave_up"))
-    if gave_up is not None and gave_up >= (done or 0) and gave_up >= (_epoch(loop.get("started")) or 0):
+    gave_up = epoch(loop.get("gave_up"))
+    if gave_up is not None and gave_up >= (done or 0) and gave_up >= (epoch(loop.get("started")) or 0):
         return Answer("dead", "supervisord gave up on it", loop.get("gave_up"), exit_status=status)
-    failed = [row for row in loop.get("errors") or [] if (_epoch(row.get("time")) or 0) >= (done or 0)]
+    failed = [row for row in loop.get("errors") or [] if (epoch(row.get("time")) or 0) >= (done or 0)]
     exited_since = exited is not None and exited >= (done or 0)
     unended = (loop.get("starts") or 0) - (loop.get("dones") or 0)
     if exited_since and (quiet > limits.maps.stale_after_seconds or unended >= limits.failures):
         return _failing(failed, status, since)
     if quiet > limits.maps.stale_after_seconds:
-        unfinished = _epoch(loop.get("unfinished_since"))
+        unfinished = epoch(loop.get("unfinished_since"))
         if unfinished is not None and (done is None or unfinished > done):
             return Answer("hung", f"a pass that began {minutes(view.now - unfinished)} ago has no end", since)
         if failed:
@@ -204,7 +202,7 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
 
 
 def _ping_missing(loop: Facts, done: float) -> bool:
-    last = _epoch(loop.get("last_ping"))
+    last = epoch(loop.get("last_ping"))
     return last is None or last < done - 60
 
 
@@ -220,7 +218,7 @@ def _failing(errors: Sequence[Facts], status: int | None, since: str | None) -> 
 
 
 def _last_exit(loop: Facts) -> tuple[float | None, int | None]:
-    rows = [(_epoch(row.get("last")), row.get("status")) for row in loop.get("exits") or [] if row.get("count")]
+    rows = [(epoch(row.get("last")), row.get("status")) for row in loop.get("exits") or [] if row.get("count")]
     if not rows:
         return None, None
     last, status = max(rows, key=lambda row: row[0] or 0)
@@ -247,7 +245,7 @@ def combine(container: Answer, log: Answer) -> tuple[Answer, str | None]:
         return replace(container, could_be=()), None
     if container.state in ("dead", "hung") and log.state in ("dead", "hung", "failing", "starved"):
         return replace(container, exit_status=log.exit_status), None
-    built, done = _epoch(container.since), _epoch(log.since)
+    built, done = epoch(container.since), epoch(log.since)
     if log.state in ("healthy", "no_ping") and (built is None or done is None or done <= built + SAME_PASS_SECONDS):
         return container, None  # its last good pass is recent, and the loop stopped after it
     return container, f"the container says {container.state} ({container.why}), its log {log.state} ({log.why})"
@@ -333,9 +331,9 @@ def _running(
             asked = True
             for task in service.get("tasks") or []:
                 if task.get("last_status") in (None, "RUNNING") and task.get("started_by") != "deploy-preflight":
-                    found[str(task.get("id"))] = (tier, _epoch(task.get("started_at")))
+                    found[str(task.get("id"))] = (tier, epoch(task.get("started_at")))
     for task, entry in entries.items():
-        found.setdefault(task, (str(entry.get("tier")), _epoch(entry.get("started_at"))))
+        found.setdefault(task, (str(entry.get("tier")), epoch(entry.get("started_at"))))
     if not asked and not entries:
         for tier, log in tiers.items():
             for task, lines in (log.get("tasks") or {}).items():
@@ -348,7 +346,7 @@ def _window(triage: Facts) -> tuple[float | None, float | None]:
     """Start and end of what was read of the logs."""
     for part in ((triage.get("tiers") or {}).get("window"), (triage.get("alert") or {}).get("window")):
         if part:
-            return _epoch(part.get("start")), _epoch(part.get("end"))
+            return epoch(part.get("start")), epoch(part.get("end"))
     return None, None
 
 
@@ -377,7 +375,7 @@ def _log_view(
 
 
 def _recent(coverage: Facts, end: float | None) -> bool:
-    last = _epoch(coverage.get("last_event"))
+    last = epoch(coverage.get("last_event"))
     return last is not None and end is not None and end - last < 1200
 
 
@@ -389,7 +387,7 @@ def _deaf_tiers(
     One queue serves all tasks of a tier, so it takes the silence of all of them.
     """
     start, end = window
-    changed = _epoch((environment.get("addresses") or {}).get("newest_request"))
+    changed = epoch((environment.get("addresses") or {}).get("newest_request"))
     if start is None or end is None or changed is None or not start <= changed <= end - 120:
         return {}
     deaf = {}
@@ -398,7 +396,7 @@ def _deaf_tiers(
         lines = (tiers.get(tier) or {}).get("tasks") or {}
         loops = [(lines.get(row["task"]) or {}).get("loop") or {} for row in tasks if row["tier"] == tier]
         heard = any(loop.get("messages") or loop.get("periodic_only") for loop in loops)
-        later = all((_epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
+        later = all((epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
         if coverage.get("status") == "complete" and loops and later and not heard:
             deaf[tier] = (
                 "it rebuilds by its interval only, although an address was made at "
@@ -422,8 +420,8 @@ def _heartbeat(
 ) -> dict[str, Any]:
     """The ping as Healthchecks sees it: one check for all tasks, missed only when all of them are silent."""
     rows = list(tasks)
-    changed = _epoch(parameter.get("last_modified"))
-    pings = [ping for ping in (_epoch(row["last_ping"]) for row in rows) if ping is not None]
+    changed = epoch(parameter.get("last_modified"))
+    pings = [ping for ping in (epoch(row["last_ping"]) for row in rows) if ping is not None]
     start, end = window
     missed: bool | None = None
     if pings and end is not None:
@@ -440,15 +438,6 @@ def _heartbeat(
         "tasks_with_old_value": [
             {"tier": row["tier"], "task": row["task"]}
             for row in rows
-            if changed is not None and row["started_at"] and (_epoch(row["started_at"]) or 0) < changed
+            if changed is not None and row["started_at"] and (epoch(row["started_at"]) or 0) < changed
         ],
     }
-
-
-def _epoch(text: Any) -> float | None:
-    if isinstance(text, datetime):
-        return text.timestamp()
-    try:
-        return parse_rfc3339(str(text)).timestamp() if text else None
-    except ValueError:
-        return None

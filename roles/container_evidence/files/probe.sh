@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Says what is true inside one mail container, in one pass. It only reads: no file is made, no process signalled.
-# What it prints is read by module_utils/cabalmail/containers.py, which documents each record:
+# What it prints is read by module_utils/cabalmail/probe.py, which documents each record:
 #
 #   cabalmail-probe 1                 first line: format and version
 #   <keyword> <field> ...             one fact a line, free text last

@@ -18,6 +18,7 @@ from ansible.module_utils.cabalmail import containers
 from ansible.module_utils.cabalmail.address_map import address_map
 from ansible.module_utils.cabalmail.freshness import Limits
 from ansible.module_utils.cabalmail.privacy import Masker
+from ansible.module_utils.cabalmail.probe import parse
 
 NOW = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
 OLD = timedelta(days=30)
@@ -88,7 +89,7 @@ class World:
         lines = self._probe(tier, maps, text or maps, age, age if text_age is None else text_age, users, skew)
         (self.folder / f"{name}.out").write_bytes("\n".join(lines).encode() + b"\n")
         result = {"task": name, "outcome": "completed", "ip": f"10.0.1.{23 + len(self.tasks)}"}
-        probe = containers.parse((self.folder / f"{name}.out").read_bytes())
+        probe = parse((self.folder / f"{name}.out").read_bytes())
         self.tasks.append(containers.container_facts(result, tier, probe, NOW.timestamp(), self.masker))
         return name
 

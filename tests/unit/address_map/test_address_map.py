@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.cabalmail import address_map
+from ansible.module_utils.cabalmail.address_table import AddressTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -393,7 +393,7 @@ def test_no_container_at_all_is_unavailable(world: Any) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["address", "user", "username", "tld", "requested"]), st.text())))
 def test_odd_rows_never_raise(rows: list[dict[str, str]]) -> None:
-    table = address_map.AddressTable()
+    table = AddressTable()
     for row in rows:
         table.add(row)
     assert table.rows == len(rows)

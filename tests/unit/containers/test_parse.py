@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.cabalmail import containers
 from ansible.module_utils.cabalmail.privacy import Masker
+from ansible.module_utils.cabalmail.probe import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def output(*extra: str, maps: bool = True, end: bool = True) -> bytes:
 
 def facts(raw: bytes, tier: str = "imap", received: float | None = NOW, **result: Any) -> dict[str, Any]:
     entry = {"task": "a" * 32, "outcome": "completed", **result}
-    return containers.container_facts(entry, tier, containers.parse(raw), received, MASKER)
+    return containers.container_facts(entry, tier, parse(raw), received, MASKER)
 
 
 def test_all_that_a_probe_says() -> None:

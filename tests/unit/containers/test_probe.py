@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.cabalmail import containers
 from ansible.module_utils.cabalmail.privacy import Masker
+from ansible.module_utils.cabalmail.probe import parse
 
 MASKER = Masker(b"k" * 32)
 LOOP = "/usr-local/reconfigure.sh &"
@@ -24,7 +25,7 @@ SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox sh") if shutil.whic
 
 def facts(raw: bytes, tier: str = "smtp-in", received: float | None = None) -> dict[str, Any]:
     result = {"task": "a" * 32, "outcome": "completed"}
-    return containers.container_facts(result, tier, containers.parse(raw), received, MASKER)
+    return containers.container_facts(result, tier, parse(raw), received, MASKER)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -114,7 +115,7 @@ def test_no_secret_and_no_alert_pattern_is_printed(container: Any) -> None:
     assert b"dsn=5" not in (container.root / "probe.sh").read_bytes()
     assert b"stat=Deferred" not in (container.root / "probe.sh").read_bytes()
     # It is all there nevertheless.
-    text = containers.parse(raw).section("text", "/etc/mail/access")
+    text = parse(raw).section("text", "/etc/mail/access")
     assert text is not None
     assert b"dsn=5.1.1@" in text.data
 
