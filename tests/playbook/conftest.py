@@ -23,6 +23,9 @@ REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # A run that takes longer than this hangs: the deadline of a triage is 90 s.
 RUN_SECONDS = 180
+READS = re.compile(
+    r"[a-z0-9-]+\.(Describe|List|Get(?!Secret)|Filter|Scan|Query|AdminGet|Discover)|ecs\.ExecuteCommand$"
+)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,13 @@ def ansible_playbook(report_dir: Path, *words: str, env: dict[str, str], cwd: Pa
         outcome=json.loads((latest / "outcome.json").read_text(encoding="utf-8")),
         markdown=(latest / "triage.md").read_text(encoding="utf-8"),
     )
+
+
+def operator_writes(calls: list[dict[str, Any]]) -> list[str]:
+    """Calls that are not reads. What the loops inside the tasks do is theirs; a session of ECS Exec is for reading."""
+    own = [call["operation"] for call in calls if call["principal"] != "task"]
+    assert own, "the log of calls is empty"
+    return [name for name in own if not READS.match(name)]
 
 
 def without_colours(text: str) -> str:

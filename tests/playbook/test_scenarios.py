@@ -1,0 +1,105 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every scenario, through the real ansible-playbook, says what its `expect` says, and shows nothing that is private."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from sandbox.scenario import secrets_of
+
+from .conftest import REPO, Run, Sandbox, operator_writes
+
+pytestmark = pytest.mark.playbook
+
+SCENARIOS = REPO / "sandbox" / "scenarios"
+SCHEMA = json.loads((REPO / "data" / "schema" / "triage-1.json").read_text(encoding="utf-8"))
+ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+# A message id has the form of an address, but names nobody.
+MESSAGE_ID = re.compile(r"msgid=\S+")
+# What ExecuteCommand gives as the token of a session: 96 random bytes.
+TOKEN = re.compile(r"(?<![\w+/=-])[\w-]{128}(?![\w+/=-])")
+
+
+def expected(folder: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((folder / "scenario.yml").read_text(encoding="utf-8"))["expect"])
+
+
+def differences(run: Run, wanted: dict[str, Any]) -> list[str]:
+    """In what the verdict is not the expected one."""
+    verdict = run.triage["verdict"] or {}
+    found = {
+        "verdict": verdict.get("id"),
+        "confidence": verdict.get("confidence"),
+        "remedy": (verdict.get("remedy") or {}).get("kind"),
+    }
+    said = [f"{key}: {found[key]}, not {wanted[key]}" for key in found if key in wanted and found[key] != wanted[key]]
+    said += [f"missing: {finding}" for finding in wanted.get("findings", []) if finding not in run.findings]
+    said += [f"must not stand: {finding}" for finding in wanted.get("absent", []) if finding in run.findings]
+    return said
+
+
+def everything(run: Run) -> Iterator[tuple[str, str]]:
+    """Name and text of all that outlives the run."""
+    yield "stdout", run.stdout
+    yield "stderr", run.stderr
+    for path in sorted(run.report_dir.rglob("*")):
+        if path.is_file():
+            yield path.name, path.read_text(encoding="utf-8")
+
+
+def addresses(folder: Path) -> set[str]:
+    """Every address in a scenario's table, maps and log lines."""
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in folder.iterdir())
+    return {found.lower() for found in ADDRESS.findall(MESSAGE_ID.sub("", text))}
+
+
+def shown(run: Run, folder: Path, secret_key: str) -> list[str]:
+    """What of a scenario's private things stands in the open."""
+    named = {f"secret-{name}" for tier in ("imap", "smtp-in", "smtp-out") for name in secrets_of(tier)}
+    private = {*named, "hc-ping.invalid", secret_key}
+    known = addresses(folder)
+    assert len(known) > 10
+    said = []
+    for name, text in everything(run):
+        said += [f"{name}: {secret}" for secret in private if secret in text]
+        said += [f"{name}: {found}" for found in ADDRESS.findall(text) if found.lower() in known]
+        said += [f"{name}: a token" for _found in TOKEN.findall(text)]
+    return said
+
+
+def check(run: Run, folder: Path, sandbox: Sandbox) -> None:
+    """All that holds for every scenario."""
+    assert run.status == 0, run.output
+    assert differences(run, expected(folder)) == [], run.summary
+    jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker()).validate(run.triage)
+    assert run.triage["valid"] is True
+    assert run.outcome["verdict"] == run.triage["verdict"]["id"]
+    assert all(finding["next_actions"] for finding in run.triage["findings"])
+    assert shown(run, folder, "sandbox-secret-that-opens-nothing") == []
+    assert operator_writes(sandbox.calls()) == []
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SCENARIOS.glob("*/scenario.yml")))
+def test_scenario(name: str, triage: Callable[..., Run], sandbox: Sandbox, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    run = triage(name, env={"ANSIBLE_LOCAL_TEMP": str(private)})
+    check(run, SCENARIOS / name, sandbox)
+    assert [path for path in private.rglob("*") if path.is_file()] == [], "clear addresses outlive the run"
+
+
+def test_a_folder_outside_the_repository(triage: Callable[..., Run], sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = tmp_path / "an incident of mine"
+    shutil.copytree(SCENARIOS / "smtp-out-provider-block", folder)
+    check(triage(folder), folder, sandbox)
+    assert json.loads((sandbox.state / "state.json").read_text())["folder"] == str(folder)
