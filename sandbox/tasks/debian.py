@@ -1,10 +1,10 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""sendmail's own makemap, newaliases and mailq, from Debian's package sendmail-bin: unpacked once, never installed.
+"""Programs from Debian's packages, unpacked once and never installed: sendmail's own tools, and proot.
 
 Libraries that the machine lacks are unpacked beside it. Where the package can't be had (no apt, no network, another
-distribution) the tasks get a stand-in for makemap and mailq; the reason is told.
+distribution) the tasks get along without; the reason is told.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = "sendmail-bin"
+SENDMAIL = "sendmail-bin"
+PROOT = "proot"
 TIMEOUT_SECONDS = 20
 # How long a failed download is not tried again, so that a machine without network starts fast.
 RETRY_AFTER_SECONDS = 3600
 BINARIES = "usr/libexec/sendmail"
+_PROOF = {SENDMAIL: f"{BINARIES}/makemap", PROOT: "usr/bin/proot"}
 # Where a run with the default state folder keeps them, and every other run looks first.
-PROJECT_FOLDER = Path(__file__).parents[2] / ".cache" / "sandbox" / "debian"
+PROJECT_CACHE = Path(__file__).parents[2] / ".cache" / "sandbox"
 APT = (
     "-qq",
     "-o",
@@ -40,57 +42,56 @@ APT = (
 
 
 @dataclass(frozen=True)
-class SendmailTools:
+class Unpacked:
     """``folder`` is the root of the unpacked tree; ``library_path`` belongs before the machine's own (may be empty)."""
 
     folder: Path
     library_path: str
 
-    @property
-    def makemap(self) -> Path:
-        return self.folder / BINARIES / "makemap"
-
 
 class UnavailableError(Exception):
-    """One sentence why there are no sendmail tools."""
+    """One sentence why a package is not there."""
 
 
-def ensure(folder: Path) -> SendmailTools:
-    """The tools in the project's cache if they are there, else in ``folder``, fetched on first use (some seconds).
+def ensure(package: str, cache: Path) -> Unpacked:
+    """The package's files from the project's cache if they are there, else from ``cache``, fetched on first use.
 
-    :raises UnavailableError: when the package can't be had; remembered for an hour.
+    Fetching takes some seconds. :raises UnavailableError: when it can't be had; remembered for an hour.
     """
-    if (PROJECT_FOLDER / BINARIES / "makemap").exists():
-        folder = PROJECT_FOLDER
-    failed = folder.with_suffix(".unavailable")
-    if not (folder / BINARIES / "makemap").exists():
+    name = "debian" if package == SENDMAIL else package
+    folder = next((path for path in (PROJECT_CACHE / name, cache / name) if (path / _PROOF[package]).exists()), None)
+    if folder is None:
+        folder = cache / name
+        failed = folder.with_suffix(".unavailable")
         if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER_SECONDS:
             raise UnavailableError(failed.read_text(encoding="utf-8"))
         try:
-            _fetch(folder)
+            _fetch(package, folder)
         except UnavailableError as error:
+            failed.parent.mkdir(parents=True, exist_ok=True)
             failed.write_text(str(error), encoding="utf-8")
             raise
         failed.unlink(missing_ok=True)
     libraries = sorted({str(path.parent) for path in folder.glob("**/*.so.*")})
-    return SendmailTools(folder, ":".join(libraries))
+    return Unpacked(folder, ":".join(libraries))
 
 
-def _fetch(folder: Path) -> None:
+def _fetch(package: str, folder: Path) -> None:
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise UnavailableError("this system has no apt-get and dpkg-deb to unpack sendmail-bin with")
+        raise UnavailableError("this system has no apt-get and dpkg-deb")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".debian-") as work:
         archives, tree = Path(work, "archives"), Path(work, "tree")
         archives.mkdir()
         tree.mkdir()
-        wanted = [PACKAGE]
+        wanted = [package]
         while wanted:
             _download(wanted, archives)
             needed = _libraries_needed_by(archives)
             _unpack(archives, tree)
             wanted = _not_installed(needed)
-        _drop_set_id(tree)
+        if package == SENDMAIL:
+            _drop_set_id(tree)
         with contextlib.suppress(FileExistsError):
             tree.rename(folder)
 
@@ -146,6 +147,6 @@ def _not_installed(packages: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     try:
-        ensure(PROJECT_FOLDER)
+        ensure(SENDMAIL, PROJECT_CACHE)
     except UnavailableError as unavailable:
         print(f"makemap and mailq will be stand-ins: {unavailable}.", file=sys.stderr)

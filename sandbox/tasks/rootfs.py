@@ -23,8 +23,8 @@ from pathlib import Path
 
 from ..model import Address, Loop, QueuedMessage, TaskSpec, User
 from .container import maps
-from .debian import SendmailTools
-from .isolation import Isolation
+from .debian import BINARIES, Unpacked
+from .isolation import SYSTEM_FOLDERS, Isolation
 
 CONTAINER = Path(__file__).parent / "container"
 PYTHON_HOME = "/opt/python"
@@ -70,6 +70,14 @@ _PROGRAMS_OF_TIER = {
     "smtp-in": ("rsyslog", "log-tailer", "opendkim", "opendmarc", "hosts-pin", "sendmail", "reconfigure"),
     "smtp-out": ("rsyslog", "log-tailer", "dovecot", "opendkim", "sendmail", "reconfigure"),
 }
+# Map declarations as the .mc files of the tiers make them: smtp-in has no virtusertable.
+_ACCESS = "access hash -T<TMPF> -o /etc/mail/access"
+_MAILERTABLE = "mailertable hash -o /etc/mail/mailertable"
+_KEYED = {
+    "imap": (_ACCESS, "virtuser hash -o /etc/mail/virtusertable"),
+    "smtp-in": (_ACCESS, _MAILERTABLE),
+    "smtp-out": (_ACCESS, _MAILERTABLE),
+}
 _DAEMONS = ("rsyslogd", "dovecot", "opendkim", "opendmarc")
 _RESUMED_STATES = {Loop.STOPPED: "stopped", Loop.DEAD: "dead", Loop.HUNG: "regenerating"}
 
@@ -80,7 +88,7 @@ class Host:
 
     isolation: Isolation
     local: Path
-    tools: SendmailTools | None
+    tools: Unpacked | None
     python: str | None
 
     @property
@@ -88,8 +96,20 @@ class Host:
         """/usr/local as a task names it."""
         return str(self.local) if self.isolation is Isolation.FOLDER else "/usr/local"
 
+    @property
+    def shares(self) -> dict[str, str]:
+        """Folder of a task -> folder of this machine that it shows, beside the system's own."""
+        shown = {"/usr/local": str(self.local)}
+        if self.python is not None:
+            shown[PYTHON_HOME] = self.python
+        if self.tools is not None:
+            shown[DEBIAN_HOME] = str(self.tools.folder)
+        if Path("/etc/alternatives").is_dir():
+            shown["/etc/alternatives"] = "/etc/alternatives"
+        return shown
 
-def prepare_host(isolation: Isolation, local: Path, tools: SendmailTools | None) -> Host:
+
+def prepare_host(isolation: Isolation, local: Path, tools: Unpacked | None) -> Host:
     """Write the programs that all tasks share into ``local``."""
     host = Host(isolation, local, tools, None if _system_python_works() else sys.base_prefix)
     shutil.rmtree(local, ignore_errors=True)
@@ -110,6 +130,8 @@ def prepare_host(isolation: Isolation, local: Path, tools: SendmailTools | None)
     }
     for link, target in links.items():
         (local / link).symlink_to(f"../lib/cabalmail/{target}")
+    if isolation is Isolation.FOLDER:
+        (local / "bin" / "pkill").symlink_to("../lib/cabalmail/pkill.sh")
     _python(host)
     _sendmail_tools(host)
     return host
@@ -149,14 +171,15 @@ def _python(host: Host) -> None:
 def _sendmail_tools(host: Host) -> None:
     for name in ("makemap", "mailq", "newaliases"):
         target = host.local / "bin" / name
-        if host.tools is None or (name == "mailq" and host.isolation is Isolation.USER):
-            # sendmail drops privileges before it shows the queue, which a user namespace does not let it.
+        if host.tools is None or (name == "mailq" and host.isolation is not Isolation.ROOT):
+            # sendmail drops privileges before it shows the queue, and waits a minute where the host name has no domain:
+            # it needs a task of its own.
             target.symlink_to("../lib/cabalmail/sendmail_tools.py")
         elif name == "newaliases":
             _executable(target, "#!/bin/sh\nsed 's/:[[:space:]]*/\\t/' /etc/aliases | makemap -N hash /etc/aliases\n")
         else:
             libraries = host.tools.library_path.replace(str(host.tools.folder), DEBIAN_HOME)
-            program = f"{DEBIAN_HOME}/usr/libexec/sendmail/{name}"
+            program = f"{DEBIAN_HOME}/{BINARIES}/{name}"
             _executable(target, f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {program} "$@"\n')
 
 
@@ -183,10 +206,19 @@ class MapMaker:
     def _command(self, root: Path, path: str) -> tuple[list[str], dict[str, str]]:
         tools = self._host.tools
         if tools is None:
-            return [str(self._host.local / "bin" / "makemap"), "hash", f"{root}{path}"], dict(os.environ)
+            program = self._host.local / "bin" / "makemap"
+            return [sys.executable, str(program), "hash", f"{root}{path}"], dict(os.environ)
         # -s: the state folder may lie under a world-writable /tmp; -N: alias files count the NUL as a part of the key.
         aliases = ["-N"] if path == "/etc/aliases" else []
-        argv = [str(tools.makemap), "-s", "-C", f"{root}/etc/mail/sendmail.cf", *aliases, "hash", f"{root}{path}"]
+        argv = [
+            str(tools.folder / BINARIES / "makemap"),
+            "-s",
+            "-C",
+            f"{root}/etc/mail/sendmail.cf",
+            *aliases,
+            "hash",
+            f"{root}{path}",
+        ]
         return argv, os.environ | {"LD_LIBRARY_PATH": tools.library_path}
 
 
@@ -229,7 +261,7 @@ def _skeleton(root: Path, host: Host) -> None:
         (root / "dev" / name).touch()
     for name, target in _DEVICE_LINKS.items():
         (root / "dev" / name).symlink_to(target)
-    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+    for name in SYSTEM_FOLDERS:
         own = Path("/", name)
         if own.is_symlink():
             (root / name).symlink_to(os.readlink(own))
@@ -255,6 +287,7 @@ def _hosts(spec: TaskSpec) -> str:
 def _sendmail_cf(spec: TaskSpec, root: Path, host: Host) -> str:
     """As little as makemap, mailq and newaliases need, with the options that matter to triage."""
     prefix = str(root) if host.isolation is Isolation.FOLDER else ""
+    tables = "".join(f"K{line}\n" for line in _KEYED.get(spec.tier, ())).replace("/etc/", f"{prefix}/etc/")
     return f"""V10/Berkeley
 Dw{spec.host_name}
 Dj{spec.host_name}.ec2.internal
@@ -263,7 +296,8 @@ O QueueDirectory={prefix}/var/spool/mqueue
 O AliasFile={prefix}/etc/aliases
 O DefaultUser=0:0
 O Timeout.queuewarn=4h
-Mlocal, P=/bin/false, F=lsDFMAw5:/|@q, A=false
+FR-o {prefix}/etc/mail/relay-domains
+{tables}Mlocal, P=/bin/false, F=lsDFMAw5:/|@q, A=false
 Mprog, P=/bin/sh, F=lsD, A=sh -c $u
 Sparse
 """
@@ -369,7 +403,7 @@ def _declared_maps(spec: TaskSpec, root: Path, map_maker: MapMaker) -> None:
     for path, text in texts.items():
         _write(root, path, text)
         _age(root, path, now - state.text_age_seconds)
-    databases = {path: made[path] for path in maps.DATABASES[spec.tier]}
+    databases = {path: made[path] for path in maps.DATABASES.get(spec.tier, ())}
     if spec.tier == "imap":
         databases["/etc/aliases"] = made["/etc/aliases"].replace(":", "\t")
     for path, text in databases.items():

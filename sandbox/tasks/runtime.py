@@ -26,8 +26,8 @@ from pathlib import Path
 from ..model import TaskSpec
 from . import isolation as isolating
 from . import rootfs
-from .debian import SendmailTools, UnavailableError, ensure
-from .isolation import Isolation
+from .debian import SENDMAIL, UnavailableError, Unpacked, ensure
+from .isolation import Isolation, Walls
 
 READY_SECONDS = 20.0
 STOP_SECONDS = 5.0
@@ -53,7 +53,8 @@ class RunningTask:
     spec: TaskSpec
     root: Path
     process: subprocess.Popen[bytes]
-    isolation: Isolation
+    walls: Walls
+    shares: dict[str, str]
     environment: dict[str, str]
     first_process: int = 0
     exit_status: int | None = None
@@ -78,13 +79,19 @@ class RunningTask:
 
     def command(self, argv: list[str]) -> list[str]:
         """argv for this machine that runs ``argv`` inside the task on the terminal that is its standard input."""
-        return isolating.enter_command(self.isolation, self.first_process, argv, terminal=True)
+        return self._inside(argv, terminal=True)
+
+    def _inside(self, argv: list[str], *, terminal: bool = False) -> list[str]:
+        return isolating.enter_command(self.walls, self.root, self.shares, self.first_process, argv, terminal=terminal)
+
+    @property
+    def isolation(self) -> Isolation:
+        return self.walls.isolation
 
     def run(self, argv: list[str], *, timeout: float = 30.0, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run a command inside the task without a terminal and return what it printed."""
-        command = isolating.enter_command(self.isolation, self.first_process, argv)
         return subprocess.run(
-            command, input=stdin, capture_output=True, timeout=timeout, env=self.environment, cwd=self.cwd
+            self._inside(argv), input=stdin, capture_output=True, timeout=timeout, env=self.environment, cwd=self.cwd
         )
 
     @property
@@ -107,7 +114,8 @@ class Runtime:
     def __init__(
         self, folder: Path, cache: Path, *, endpoint: str, on_line: OnLine, on_exit: OnExit | None = None
     ) -> None:
-        self.isolation = isolating.detect()
+        self._walls = isolating.detect(cache)
+        self.isolation = self._walls.isolation
         self.notes = [self.isolation.value] if self.isolation.value else []
         self._folder = folder
         self._endpoint = endpoint
@@ -117,14 +125,14 @@ class Runtime:
         self._imap_address: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
         _remove(folder / "tasks")
-        self._host = rootfs.prepare_host(self.isolation, folder / "local", self._tools(cache / "debian"))
+        self._host = rootfs.prepare_host(self.isolation, folder / "local", self._tools(cache))
         self._map_maker = rootfs.MapMaker(self._host)
 
-    def _tools(self, folder: Path) -> SendmailTools | None:
+    def _tools(self, cache: Path) -> Unpacked | None:
         if self.isolation is Isolation.FOLDER:
             return None  # they only know /etc/mail, which is the machine's own then
         try:
-            return ensure(folder)
+            return ensure(SENDMAIL, cache)
         except UnavailableError as error:
             self.notes.append(f"makemap and mailq are stand-ins, their .db files are not Berkeley databases: {error}.")
             return None
@@ -177,14 +185,14 @@ class Runtime:
     def _spawn(self, spec: TaskSpec, root: Path, announce: int) -> RunningTask:
         environment = self._environment(spec, root)
         inside = environment | {"READY_FD": str(announce)}
-        if self.isolation is not Isolation.FOLDER:
+        if self.isolation.namespaces:
             inside |= {"LOCAL_HOME": str(self._host.local), "PYTHON_HOME": self._host.python or ""}
             inside |= {"DEBIAN_HOME": str(self._host.tools.folder) if self._host.tools else ""}
         program = "entrypoint.sh" if spec.fresh else "supervisord"
         if self.isolation is Isolation.FOLDER:
             program = str(self._host.local / "bin" / program)
         process = subprocess.Popen(
-            isolating.start_command(self.isolation, root, spec.host_name, program),
+            isolating.start_command(self._walls, root, spec.host_name, self._host.shares, program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -193,7 +201,7 @@ class Runtime:
             pass_fds=(announce,),
             start_new_session=True,
         )
-        task = RunningTask(spec, root, process, self.isolation, environment)
+        task = RunningTask(spec, root, process, self._walls, self._host.shares, environment)
         self._tasks[spec.task_id] = task
         return task
 
@@ -210,6 +218,8 @@ class Runtime:
         }
         if spec.queue_url is not None:
             environment["SQS_QUEUE_URL"] = spec.queue_url
+        if not self.isolation.namespaces:
+            environment["SANDBOX_TASK_ROOT"] = str(root)
         if self.isolation is Isolation.FOLDER:
             local = self._host.local
             environment |= {"TASK_ROOT": str(root), "PATH": f"{local}/sbin:{local}/bin:{PATH}", "HOME": f"{root}/root"}
@@ -248,9 +258,9 @@ class Runtime:
     def _end(self, task: RunningTask) -> None:
         """Nothing of the task survives this: the kernel ends a PID namespace with its first process."""
         task.stopping = True
-        if self.isolation is Isolation.FOLDER:
-            _kill_descendants(task.process.pid, str(task.root))
         task.process.kill()
+        if not self.isolation.namespaces:
+            _kill_all(str(task.root))
         if task.process.stdin is not None:
             task.process.stdin.close()
         task.ended.wait(STOP_SECONDS)
@@ -269,8 +279,10 @@ class Runtime:
 
     def signal_loop(self, task_id: str, signal_number: signal.Signals) -> None:
         """Send a signal to the reconfigure loop's own process (not to what it runs)."""
-        task = self._tasks[task_id]
-        task.run(["pkill", f"-{signal_number.name}", "-f", "^/bin/bash .*/reconfigure.sh$"])
+        first = self._tasks[task_id].first_process
+        for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
+            if b"/reconfigure.sh\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal_number)
 
     def set_imap_address(self, address: str | None) -> None:
         """What imap.cabal.internal resolves to, for the hosts-pin daemons of running and later tasks; None: nothing."""
@@ -285,13 +297,18 @@ def _announced(descriptor: int) -> bool:
     return bool(readable) and os.read(descriptor, 64) == b"ready\n"
 
 
-def _kill_descendants(parent: int, root: str) -> None:
-    """Without namespaces: every process that carries the task's TASK_ROOT."""
-    marker = f"TASK_ROOT={root}\0".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if marker in (folder / "environ").read_bytes() and int(folder.name) != parent:
-                os.kill(int(folder.name), signal.SIGKILL)
+def _kill_all(root: str) -> None:
+    """Without namespaces: every process that was started with the task's variables, and what those start meanwhile."""
+    marker = f"SANDBOX_TASK_ROOT={root}\0".encode()
+    deadline = time.monotonic() + STOP_SECONDS
+    found = True
+    while found and time.monotonic() < deadline:
+        found = False
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marker in (folder / "environ").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+                    found = True
 
 
 def _remove(folder: Path) -> None:

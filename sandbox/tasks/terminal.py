@@ -119,13 +119,17 @@ def _check_program(task: RunningTask, name: str) -> None:
     """What Go's exec.LookPath does, inside the task."""
     root = "" if task.isolation is Isolation.FOLDER else f"/proc/{task.first_process}/root"
     if "/" in name:
-        if not Path(f"{root}{name}").exists():
+        if task.isolation is not Isolation.PROOT and not Path(f"{root}{name}").exists():
             raise StartError(
                 f"Unable to start command: Failed to start pty: fork/exec {name}: no such file or directory"
             )
         return
-    folders = task.environment["PATH"].split(":")
-    if not any(os.access(f"{root}{folder}/{name}", os.X_OK) for folder in folders):
+    if task.isolation is Isolation.PROOT:
+        found = task.run(["sh", "-c", 'command -v -- "$0"', name]).returncode == 0
+    else:
+        folders = task.environment["PATH"].split(":")
+        found = any(os.access(f"{root}{folder}/{name}", os.X_OK) for folder in folders)
+    if not found:
         raise StartError(
             f'Unable to start command: Failed to start pty: exec: "{name}": executable file not found in $PATH'
         )

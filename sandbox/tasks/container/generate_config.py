@@ -59,7 +59,7 @@ def generate(tier: str) -> None:
             print(f"  WARNING: skipping address with invalid username {row.username!r}", flush=True)
     for path, text in maps.render(tier, table).items():
         write(path, text)
-    for path in maps.DATABASES[tier]:
+    for path in maps.DATABASES.get(tier, ()):
         make_database(path)
     say("Done.")
 

@@ -129,5 +129,8 @@ _RENDER: dict[str, Callable[[list[Row]], dict[str, str]]] = {"imap": _imap, "smt
 
 
 def render(tier: str, rows: Iterable[Row]) -> dict[str, str]:
-    """Path of each text file of ``tier`` -> its content. ``rows`` may be odd; unusable ones are left out."""
-    return _RENDER[tier]([row for row in rows if usable(row)])
+    """Path of each text file of ``tier`` -> its content. ``rows`` may be odd; unusable ones are left out.
+
+    A tier without maps (the sinkhole) has none.
+    """
+    return _RENDER[tier]([row for row in rows if usable(row)]) if tier in _RENDER else {}

@@ -30,8 +30,8 @@ regenerate() {
   generate-config.sh
   if [ "$TIER" = imap ]; then newaliases >/dev/null; fi
   say "Killing sendmail; supervisord will restart it..."
-  pkill -x sendmail || true
-  if [ "$TIER" = smtp-out ]; then pkill -HUP -x opendkim || true; fi
+  pkill -x sendmail 2>/dev/null || true
+  if [ "$TIER" = smtp-out ]; then pkill -HUP -x opendkim 2>/dev/null || true; fi
   say "Done."
   ping_healthchecks
 }
@@ -56,8 +56,14 @@ drain() {
   if [ -n "$drained" ]; then say "Drained stale SQS messages."; fi
 }
 
-# A task that is declared stopped: it stops before it does anything.
-if [ "${RESUMED:-}" = stopped ]; then kill -STOP $$; fi
+# A task that is declared stopped stops before it does anything. Under a tracer (proot) the signal has no effect: it then waits here
+# for the SIGCONT that would continue it.
+if [ "${RESUMED:-}" = stopped ]; then
+  trap 'RESUMED=continued' CONT
+  kill -STOP $$
+  until [ "$RESUMED" = continued ]; do read -r -t 1 _ <>"${TASK_ROOT:-}/run/idle" || true; done
+  trap - CONT
+fi
 
 if [ -z "${RESUMED:-}" ]; then
   say "Starting config watch loop (tier: $TIER)"

@@ -56,7 +56,7 @@ class Cloud:
     def _ended(self, spec: TaskSpec, status: int) -> None:
         self.exits[spec.task_id] = status
 
-    def wait_for(self, spec: TaskSpec, text: str, seconds: float = 15.0) -> list[str]:
+    def wait_for(self, spec: TaskSpec, text: str, seconds: float = 30.0) -> list[str]:
         """All lines of the task, once one of them contains ``text``."""
         with self._more:
             found = self._more.wait_for(lambda: any(text in line for line in self.lines[spec.task_id]), seconds)
@@ -95,6 +95,14 @@ class Cloud:
         done = task.run(["sh", "-c", script])
         return done.stdout.decode()
 
+    def make_table(self) -> None:
+        self.dynamodb.create_table(
+            TableName=TABLE,
+            KeySchema=[{"AttributeName": "address", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "address", "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+
     def put(self, *rows: Address) -> None:
         for row in rows:
             item = {"address": row.address, "username": row.username, "tld": row.tld, "user": row.user}
@@ -121,12 +129,7 @@ def endpoint() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def cloud(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     made = Cloud(endpoint, tmp_path_factory.mktemp("sandbox"))
-    made.dynamodb.create_table(
-        TableName=TABLE,
-        KeySchema=[{"AttributeName": "address", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "address", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    made.make_table()
     made.put(*ADDRESSES)
     yield made
     made.runtime.close()

@@ -32,6 +32,10 @@ def loop_pid(cloud: Cloud, spec: Any) -> str:
     return cloud.shell(spec, "pgrep -f '^/bin/bash .*reconfigure.sh$' || true").strip()
 
 
+def state(cloud: Cloud, spec: Any) -> str:
+    return cloud.shell(spec, f"ps -o s= -p {loop_pid(cloud, spec)}").strip()
+
+
 def db(cloud: Cloud, spec: Any, path: str = "/etc/mail/access") -> str:
     return cloud.shell(spec, f"makemap -u hash {path}")
 
@@ -126,17 +130,17 @@ def test_a_stopped_loop_is_really_stopped_and_goes_on_when_continued(cloud: Clou
     cloud.start(spec)
     cloud.tell(spec)
     time.sleep(1.0)
-    assert cloud.shell(spec, f"ps -o stat= -p {loop_pid(cloud, spec)}").strip() == "T"
+    assert state(cloud, spec) == "T"
     assert cloud.lines[spec.task_id] == []
     cloud.runtime.signal_loop(spec.task_id, signal.SIGCONT)
     cloud.wait_for(spec, "[reconfigure] Done.")
 
 
-def test_a_running_loop_can_be_stopped(cloud: Cloud) -> None:
+def test_a_running_loop_can_be_stopped(cloud: Cloud, until: Until) -> None:
     spec = cloud.spec("smtp-in")
     cloud.start(spec)
     cloud.runtime.signal_loop(spec.task_id, signal.SIGSTOP)
-    assert cloud.shell(spec, f"ps -o stat= -p {loop_pid(cloud, spec)}").strip() == "T"
+    until(lambda: state(cloud, spec) == "T")
 
 
 def test_a_dead_loop_has_no_process_and_supervisord_gave_up_long_ago(cloud: Cloud) -> None:
@@ -233,6 +237,12 @@ def test_supervisord_gives_up_after_four_quick_deaths(cloud: Cloud) -> None:
     cloud.wait_for(spec, "exited: rsyslog (terminated by SIGKILL; not expected)")
     lines = cloud.wait_for(spec, "gave up: opendkim entered FATAL state, too many start retries too quickly", 20)
     assert sum("spawned: 'opendkim'" in line for line in lines) == 4
+
+
+def test_a_tier_without_maps_runs_as_well(cloud: Cloud) -> None:
+    declared, fresh = cloud.spec("sinkhole", queue_url=None), cloud.spec("sinkhole", queue_url=None, fresh=True)
+    cloud.start(declared, fresh)
+    assert cloud.shell(declared, "ls /etc/mail").split() == ["sendmail.cf"]
 
 
 def test_the_pin_follows_discovery(cloud: Cloud, until: Until) -> None:
