@@ -57,7 +57,7 @@ _DEVICE_LINKS = {
 # Programs of a tier in the order in which supervisord starts them: (name, command, startsecs).
 _PROGRAMS = {
     "rsyslog": ("rsyslogd -n", 1),
-    "log-tailer": ("tail -n 0 -F {root}/var/log/maillog", 0),
+    "log-tailer": ("tail -F {root}/var/log/maillog", 0),
     "dovecot": ("dovecot -F", 1),
     "opendkim": ("opendkim -f", 1),
     "opendmarc": ("opendmarc -f", 1),

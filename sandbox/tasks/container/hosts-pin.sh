@@ -7,20 +7,31 @@
 # What Cloud Map answers at present stands in /run/imap-address (empty: nothing), kept by the sandbox.
 set -u
 target=imap.cabal.internal
+sentinel=192.0.2.1
 hosts="${TASK_ROOT:-}/etc/hosts"
 beat=0
 
 say() { printf '[hosts-pin] %s\n' "$*"; }
 pinned() { sed -n 's/ .*# cabal-hosts-pin$//p' "$hosts"; }
 
+# In place: in the deployment the file is bind-mounted.
+pin_to() {
+  local others
+  others="$(grep -v '# cabal-hosts-pin$' "$hosts")"
+  printf '%s\n%s %s # cabal-hosts-pin\n' "$others" "$1" "$target" >"$hosts"
+}
+
 [ -n "${RESUMED:-}" ] || say "daemon: target=$target"
 while :; do
   read -r address <"${TASK_ROOT:-}/run/imap-address" || address=""
   pin="$(pinned)"
-  if [ -z "$address" ]; then
+  if [ -z "$address" ] && [ -z "$pin" ]; then
+    pin_to "$sentinel"
+    say "resolve failed with no prior pin; wrote sentinel $sentinel"
+  elif [ -z "$address" ]; then
     [ -n "${RESUMED:-}" ] || say "resolve empty; keeping pin ($pin)"
   elif [ "$address" != "$pin" ]; then
-    printf '%s\n' "$(sed "s/.*# cabal-hosts-pin\$/$address $target # cabal-hosts-pin/" "$hosts")" >"$hosts"
+    pin_to "$address"
     say "$target -> $address"
   elif [ "$beat" -ge 600 ]; then
     say "heartbeat: $target pinned to $pin"

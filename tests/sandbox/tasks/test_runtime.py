@@ -245,6 +245,13 @@ def test_a_tier_without_maps_runs_as_well(cloud: Cloud) -> None:
     assert cloud.shell(declared, "ls /etc/mail").split() == ["sendmail.cf"]
 
 
+def test_without_an_address_a_new_task_pins_the_sentinel(cloud: Cloud) -> None:
+    spec = cloud.spec("smtp-in", pin=None, fresh=True)
+    cloud.start(spec)
+    cloud.wait_for(spec, "[hosts-pin] resolve failed with no prior pin; wrote sentinel 192.0.2.1")
+    assert "192.0.2.1 imap.cabal.internal # cabal-hosts-pin\n" in cloud.shell(spec, "cat /etc/hosts")
+
+
 def test_the_pin_follows_discovery(cloud: Cloud, until: Until) -> None:
     spec = cloud.spec("smtp-in", pin=PIN_SENTINEL)
     cloud.start(spec)
