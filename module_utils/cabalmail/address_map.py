@@ -93,7 +93,8 @@ def _status(
         reasons.append("the table cabal-addresses was read in part: what is not in it proves nothing")
     read = {view.task for view in views if view.known}
     if not entries:
-        reasons.append(_first((triage.get("containers") or {}).get("reasons")) or "no container was looked into")
+        said = _first((triage.get("containers") or {}).get("reasons")) or "no running task is known"
+        reasons.append(f"no map was read in a container: {said}")
     for entry in entries:
         if str(entry.get("task")) not in read and entry.get("tier") in REBUILT:
             why = _first(entry.get("reasons")) or "none was found"
