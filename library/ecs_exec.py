@@ -96,7 +96,7 @@ options:
   max_parallel:
     description: How many sessions run at once.
     type: int
-    default: 20
+    default: 50
   dest:
     description:
       - Existing directory on this side where each task's standard output goes as C(<task id>.out), mode 0600, byte for
@@ -319,7 +319,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "chdir": {"type": "str"},
     "timeout": {"type": "float", "default": 60.0},
     "max_output": {"type": "int"},
-    "max_parallel": {"type": "int", "default": 20},
+    "max_parallel": {"type": "int", "default": 50},
     "dest": {"type": "path"},
     "read_only": {"type": "bool", "default": False},
     "fail_on_unreachable": {"type": "bool", "default": False},

@@ -66,9 +66,10 @@ class Aws:
         """Say in one sentence why ExecuteCommand failed, after looking at what can break it."""
         if code == "TargetNotConnectedException":
             return self._not_connected(target)
+        if code == "InvalidParameterException" and (problem := self._again(target).problem):
+            return problem
         if code == "InvalidParameterException" and "execute command" in message.lower():
-            again = self._again(target)
-            return again.problem or "ECS says that ECS Exec is not enabled in this task or its agent is not running."
+            return "ECS says that ECS Exec is not enabled in this task or its agent is not running."
         if code == "ClusterNotFoundException":
             return f"There is no cluster '{target.cluster}' in {self._region}."
         if code == "AccessDeniedException":

@@ -50,7 +50,7 @@ class Plan:
     program: Program
     stdin: bytes = b""
     max_output: int | None = 8 * 1024 * 1024
-    max_parallel: int = 20
+    max_parallel: int = 50
     deadline: float | None = None
     dest: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -248,6 +248,7 @@ class _Run:
             if reader.missing:
                 raise _Unreachable(f"The container lacks what running a command needs: {', '.join(reader.missing)}.")
             self._feed(session, reader, call)
+        session.channel.send(wrapper.CONFIRMATION)
         return self._result(reader, limit, sink)
 
     async def _next_events(self, session: Session, until: float, reader: Reader) -> list[Event]:
@@ -328,6 +329,7 @@ class _Run:
     async def _closed_by_itself(self, session: Session) -> bool:
         until = time.monotonic() + LINGER
         try:
+            await session.flush()
             while self._closing is None and time.monotonic() < until:
                 for event in await session.receive(until):
                     if isinstance(event, Closed):

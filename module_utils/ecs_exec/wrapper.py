@@ -33,6 +33,8 @@ from typing import Final
 
 #: ECS documents no length for a command; what is longer goes as input.
 MAX_COMMAND: Final = 4000
+#: What to send as soon as the last mark has arrived.
+CONFIRMATION: Final = b"\n"
 #: Seconds between the polite and the final signal at the time limit.
 GRACE: Final = 2
 
@@ -67,7 +69,12 @@ eval "$v"
 
 # fd 3: standard error to its encoder; 4: the terminal; 5: statuses; 6: input; 7: to the watchdog; 8: to the counter;
 # 9: the script.
+# D learns the group's number before the command starts, and a command that can't tell it does not start. SIGHUP, or the
+# end of the others without a word that the command has ended, makes D end it; no moment is too early for either.
+# The last read waits for CONFIRMATION, 25 s at most: the agent throws away what has not been acknowledged 2 s after the
+# terminal's end, so on a slow line the end of a long output would be lost if the terminal ended here.
 _BODY: Final = r"""m=
+H=
 for t in od tr sleep;do h $t||m="$m $t";done
 %(needs)s[ "$(od -Ad -v -tx1</dev/null)" ]||m="$m od(with-A-and-t)"
 [ "$m" ]&&{ s missing$m;exit;}
@@ -82,16 +89,17 @@ elif timeout --foreground 0 true;then G="timeout 0" g=- P=\$PPID
 else G= g= P=\$\$;fi
 X(){
 (exec 2>&3 3>&- 4>&- 5>&- 6<&-
-%(prepare)sexec $G sh -c "echo $P>&7;exec 7>&-;exec \"\$@\"" sh %(argv)s)
+%(prepare)sexec $G sh -c "echo $P>&7||exit;exec 7>&-;exec \"\$@\"" sh %(argv)s)
 echo r$?>&5
+echo>&7
 }
 D(){
-read -r p||return
+trap H=1 HUP
+read -r p||read -r p||return
 {
-trap "kill -9 $g$p;exit" HUP
-trap "kill \$z;exit" TERM
-sleep %(seconds)d 4>&- 5>&- & z=$!
-wait $z
+trap "kill \$!;exit" TERM
+sleep %(seconds)d 4>&- 5>&- &
+wait $!
 trap "" TERM
 echo t>&5
 kill -15 $g$p
@@ -100,13 +108,17 @@ while [ $i -lt %(tenths)d ]&&kill -0 $g$p;do i=$((i+1));sleep .1||{ i=$((i+9));s
 kill -9 $g$p
 } </dev/null >/dev/null &
 k=$!
+read -r y||kill -9 $g$p
 read -r y
+[ "$H" ]&&kill -9 $g$p
 kill $k
 wait $k
 }
 %(stdin)ss begin $w ${G:-none}
 r=$(exec 5>&1;{ { { %(feed)s|K;} 3>&1|E;} 7>&1|D;})
 s end $r
+h stty&&stty -icanon -echo min 0 time 250<&6
+read -r y<&6
 """
 
 

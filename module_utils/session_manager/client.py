@@ -132,18 +132,16 @@ class Session:
         Returns an empty list when a message brought nothing, or when ``until`` (the clock's time) or a timer of the
         channel has come. Raises SessionBroke.
         """
+        await self.flush()
+        due = self.channel.next_due()
+        wait = min(until, due if due is not None else until, *self._linger())
         try:
-            await self.flush()
-            due = self.channel.next_due()
-            wait = min(until, due if due is not None else until, *self._linger())
             async with asyncio.timeout(max(0.0, wait - self._clock())):
                 message = await self._connected().recv()
         except TimeoutError:
             return self._after_timeout()
         except ConnectionClosed as exc:
             raise SessionBroke(_closing_failure(exc)) from None
-        except ChannelError as exc:
-            raise SessionBroke(str(exc)) from None
         return self._take(message)
 
     def _take(self, message: str | bytes) -> list[Event]:
@@ -168,10 +166,15 @@ class Session:
         return []
 
     async def flush(self) -> None:
-        """Write everything that is due."""
+        """Write everything that is due; raise SessionBroke."""
         socket = self._connected()
-        for data in self.channel.outgoing():
-            await socket.send(data)
+        try:
+            for data in self.channel.outgoing():
+                await socket.send(data)
+        except ConnectionClosed as exc:
+            raise SessionBroke(_closing_failure(exc)) from None
+        except ChannelError as exc:
+            raise SessionBroke(str(exc)) from None
 
     async def close(self) -> None:
         """Close the socket, politely but not for long. Never raises."""

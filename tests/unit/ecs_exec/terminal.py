@@ -77,6 +77,7 @@ def run(
             if reader.wants:
                 pending += b"".join(wrapper.armour(call.script if reader.wants == "script" else stdin, reader.armour))
                 reader.wants = None
+        os.write(master, wrapper.CONFIRMATION)
     finally:
         os.close(master)
         for _ in range(50):
