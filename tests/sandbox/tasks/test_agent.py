@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import shutil
 import struct
 import time
 import uuid
@@ -612,3 +613,26 @@ def test_an_unfinished_line_is_an_error() -> None:
     for line in ("'a", '"a', "a\\", '"a\\'):
         with pytest.raises(shlex_go.SplitError):
             shlex_go.split(line)
+
+
+@pytest.mark.skipif(shutil.which("session-manager-plugin") is None, reason="the official plugin is not on PATH")
+@pytest.mark.parametrize(
+    "options", [Options(), Options(handshake=True), FAST], ids=["as the agent", "handshake", "fast"]
+)
+def test_the_official_plugin_works_unchanged(play: Play, spec: TaskSpec, options: Options) -> None:
+    async def part(bench: Bench) -> None:
+        named = bench.open(spec, "sh -c 'stty raw; hostname; seq 1 3000'")
+        url = f"ws://127.0.0.1:{bench.port}/{named.session_id}"
+        session = {"sessionId": named.session_id, "streamUrl": url, "tokenValue": named.token}
+        words = [json.dumps(session), "us-east-1", "StartSession", "", '{"Target": "ecs:c_t_r"}', "http://127.0.0.1:1"]
+        plugin = await asyncio.create_subprocess_exec(
+            "session-manager-plugin", *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert plugin.stdout is not None
+        async with asyncio.timeout(30):
+            printed = (await plugin.stdout.read()).decode()
+            await plugin.wait()
+        assert f"{spec.host_name}\n" in printed
+        assert "".join(f"{n}\n" for n in range(1, 3001)) in printed
+
+    play(part, options)
