@@ -34,7 +34,7 @@ sandbox-down: setup
 	@cd $(ROOT) && python -m sandbox down
 
 test: setup
-	@cd $(ROOT) && python -m pytest $(ARGS)
+	@cd $(ROOT) && python -m pytest --numprocesses auto $(ARGS)
 
 lint: setup
 	@$(ROOT)/scripts/lint

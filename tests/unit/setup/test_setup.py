@@ -52,7 +52,7 @@ def test_no_python(checkout: Path) -> None:
     done = setup(checkout)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "Python 3.11, 3.12 or 3.13 is needed (found: none): install it, or name it with make PYTHON=/path/to/python3.12."
+        "Python 3.11, 3.12 or 3.13 is needed (found: none): install it, or name it with make PYTHON=/usr/bin/python3.12."
     ]
 
 
