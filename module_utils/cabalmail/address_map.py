@@ -124,14 +124,15 @@ def _recipients(failures: Sequence[Failure] | None, world: Witnesses, masker: Ma
         return {
             "status": "unavailable",
             "reasons": ["no list of failed recipients was written"],
-            **dict.fromkeys(("checked", "by_state", "in_table", "not_in_table")),
+            **dict.fromkeys(("checked", "by_state", "refusals_by_state", "in_table", "not_in_table")),
             "examples": [],
         }
-    counts, shown, examples = Counter[str](), Counter[str](), []
+    counts, refusals, shown, examples = Counter[str](), Counter[str](), Counter[str](), []
     table = world.table
     for failure in failures:
         judgement = judge(failure, world)
         counts[judgement.state] += 1
+        refusals[judgement.state] += failure.refusals
         if shown[judgement.state] < most:
             shown[judgement.state] += 1
             examples.append(_example(failure, judgement, world, masker))
@@ -145,6 +146,7 @@ def _recipients(failures: Sequence[Failure] | None, world: Witnesses, masker: Ma
         "in_table": present if table else None,
         "not_in_table": len(failures) - present if table else None,
         "by_state": {state: counts[state] for state in STATES},
+        "refusals_by_state": {state: refusals[state] for state in STATES},
         "examples": examples,
     }
 

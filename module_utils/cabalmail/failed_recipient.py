@@ -9,8 +9,9 @@ is "unknown".
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ STATES = (
 
 @dataclass(frozen=True)
 class Failure:
-    """A recipient of ours that failed, and who refused it."""
+    """A recipient of ours that failed, and who refused it.
+
+    ``refusals``: how often. Both sides may log the same refusal, so it is the larger of what each tier logged.
+    """
 
     address: bytes
     mark: int
@@ -51,6 +55,7 @@ class Failure:
     tier: str
     relay: str
     time: float | None
+    refusals: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,17 @@ class Judgement:
 def read_failures(path: Path, own_host: str = "imap.") -> list[Failure] | None:
     """The recipients of ours in failed_recipients.jsonl, each once; None when there is no such file."""
     found: dict[tuple[bytes, str, bool], Failure] = {}
+    logged: dict[tuple[bytes, str, bool], Counter[str]] = defaultdict(Counter)
     try:
         for record in json_lines(path):
             failure = _failure(record, own_host)
             if failure:
-                found.setdefault((failure.address, failure.refused_by, failure.no_such_user), failure)
+                key = (failure.address, failure.refused_by, failure.no_such_user)
+                found.setdefault(key, failure)
+                logged[key][failure.tier] += 1
     except FileNotFoundError:
         return None
-    return list(found.values())
+    return [replace(failure, refusals=max(logged[key].values())) for key, failure in found.items()]
 
 
 def _failure(record: Facts, own_host: str) -> Failure | None:

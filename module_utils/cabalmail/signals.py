@@ -22,6 +22,8 @@ AUTHENTICATION_REASONS = ("authentication", "reverse_dns", "sender_rejected", "t
 RECIPIENT_REASONS = ("recipient_unknown", "recipient_disabled", "recipient_restricted", "mailbox_full", "host_unknown")
 CONTENT_REASONS = ("content", "message_too_big")
 
+#: What the maps say of a bounced recipient of ours (see address_map.recipients).
+MAP_STATES = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user")
 STUCK_STATES = ("dead", "hung", "failing", "starved")
 
 
@@ -259,20 +261,19 @@ def larger(seen: int, other: int | None) -> int | None:
 def map_signals(triage: Facts) -> dict[str, Any]:
     """Which maps are wrong, and what the bounced recipients say about them."""
     part = section(triage, "address_map")
-    keys = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user", "checked", "smtp_in", "imap")
+    keys = (*MAP_STATES, "checked", "smtp_in", "imap")
     if not usable(part):
-        return {**dict.fromkeys(keys), "stale_tiers": None, "differs": None}
+        return {**dict.fromkeys(keys), "stale_tiers": None, "refusals": None}
     recipients = part.get("recipients") or {}
     known = recipients if usable(recipients) else {}
     by_state = known.get("by_state") or {}
+    refusals = known.get("refusals_by_state") or {}
     stale = part.get("stale_tasks") or {}
     sizes = part.get("tasks_of_tier") or {}
     read = [row for row in part.get("tasks") or [] if row.get("stale") is not None]
-    result: dict[str, Any] = {
-        name: by_state.get(name, 0) if known else None
-        for name in ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user")
-    }
+    result: dict[str, Any] = {name: by_state.get(name, 0) if known else None for name in MAP_STATES}
     result["checked"] = known.get("checked")
+    result["refusals"] = {name: refusals.get(name, 0) for name in MAP_STATES} if known else None
     for key, tier in (("smtp_in", "smtp-in"), ("imap", "imap")):
         rows = [row for row in read if row.get("tier") == tier]
         tasks = sorted(stale.get(tier) or [])

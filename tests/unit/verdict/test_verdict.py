@@ -78,7 +78,13 @@ def stale(triage: Triage, tier: str, task: str, state: str) -> None:
     refused_at_imap(triage, "5.3.0", "reject_553")
     maps = triage["address_map"]
     maps["stale_tasks"] = {tier: [task]}
-    maps["recipients"] = {"status": "complete", "reasons": [], "checked": 20, "by_state": {state: 20}}
+    maps["recipients"] = {
+        "status": "complete",
+        "reasons": [],
+        "checked": 20,
+        "by_state": {state: 6},
+        "refusals_by_state": {state: 20},
+    }
     for row in maps["tasks"]:
         if row["tier"] == tier:
             row.update(stale=True, age_seconds=18000, surplus=3)
@@ -94,7 +100,7 @@ def imap_stale(triage: Triage) -> None:
 
 def revoked(triage: Triage) -> None:
     refused_at_imap(triage, "5.3.0", "reject_553")
-    triage["address_map"]["recipients"].update(checked=20, by_state={"revoked": 20})
+    triage["address_map"]["recipients"].update(checked=6, by_state={"revoked": 6}, refusals_by_state={"revoked": 20})
 
 
 def loop_state(state: str) -> Callable[[Triage], None]:
