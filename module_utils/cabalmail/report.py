@@ -61,8 +61,8 @@ def outcome(triage: Facts, error: str | None) -> dict[str, Any]:
     verdict = triage.get("verdict") or {}
     return {
         "schema_version": 1,
-        "status": "error" if error or not verdict else _status(triage),
-        "error": error or (None if verdict else "no verdict could be reached"),
+        "status": "error" if error else _status(triage),
+        "error": error,
         "verdict": verdict.get("id"),
         "fingerprint": verdict.get("fingerprint"),
         "severity": verdict.get("severity"),
@@ -84,7 +84,9 @@ def _status(triage: Facts) -> str:
     findings = triage.get("findings") or []
     if any(row["severity"] != "info" and not row["id"].startswith((*ABOUT_EVIDENCE, NO_FAULT)) for row in findings):
         return "finding"
-    known = triage["verdict"]["id"].startswith(NO_FAULT) and triage["tiers"]["status"] == "complete"
+    # Without a verdict judgement was left out: a judgement that broke is an error.
+    verdict = triage.get("verdict") or {"id": ""}
+    known = verdict["id"].startswith(NO_FAULT) and triage["tiers"]["status"] == "complete"
     return "ok" if known else "incomplete"
 
 
@@ -217,7 +219,7 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
     title = Line(_fit(f"== {inert(run['environment'], 20)}: {about}{fired} {span} =="), "dim")
     verdict = triage.get("verdict")
     if not verdict:
-        return [title, *_wrapped(f"NO VERDICT: {result['error']}", 2, "critical")]
+        return [title, *_wrapped(f"NO VERDICT: {result['error'] or 'judgement was skipped'}", 2, "critical")]
     fault = f", fault: {verdict['fault']}" if verdict.get("fault") not in (None, "unknown") else ""
     lines = [
         title,

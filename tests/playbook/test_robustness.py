@@ -166,18 +166,24 @@ def test_all_but_one_role(role: str, tagged: dict[str, Run]) -> None:
     assert run.verdict is not None
 
 
-def test_without_the_page_the_run_looks_at_the_last_48_minutes_or_says_that_it_can_not(tagged: dict[str, Run]) -> None:
+def test_without_the_page_there_is_no_window_to_read(tagged: dict[str, Run]) -> None:
     """`alert` is always played, unless somebody says in so many words that it is not to be."""
     run = tagged["--skip-tags alert"]
     sound(run)
+    for section in ("alert", "tiers"):
+        assert run.triage[section]["status"] == "unavailable"
     assert run.triage["alert"]["reasons"] == ["skipped"]
-    assert run.outcome["status"] == "incomplete"
+    (why,) = run.triage["tiers"]["reasons"]
+    assert "window" in why
+    assert run.triage["containers"]["status"] == "complete"
+    assert not {"none.below_threshold", "none.ended"} & set(run.findings)
 
 
 def test_without_judgement_there_is_still_the_evidence(tagged: dict[str, Run]) -> None:
     run = tagged["--skip-tags verdict"]
     sound(run)
-    assert run.triage["verdict"] is None
+    assert run.verdict is None
+    assert run.summary[1] == "NO VERDICT: judgement was skipped"
     assert run.triage["tiers"]["status"] == "complete"
     assert run.outcome["status"] == "incomplete"
 
@@ -329,7 +335,7 @@ def test_a_broken_scenario_ends_in_one_sentence_before_anything_starts(tmp_path:
     folder = tmp_path / "broken"
     shutil.copytree(SCENARIOS / "quiet", folder)
     declared = yaml.safe_load((folder / "scenario.yml").read_text())
-    declared["tiers"]["imap"]["log_levle"] = declared["tiers"]["imap"].pop("log_level")
+    declared["tiers"]["imap"]["log_levle"] = 9
     (folder / "scenario.yml").write_text(yaml.safe_dump(declared))
     own = Sandbox(tmp_path / "sandbox")
     done = subprocess.run(

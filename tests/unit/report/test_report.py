@@ -59,7 +59,7 @@ def texts(fact: dict[str, Any], error: str | None = None) -> list[str]:
         (triage(finding("inconclusive", "warning")), "incomplete"),
         (triage(finding("coverage.unavailable", "warning")), "incomplete"),
         (triage(finding("coverage.blind_tier", "warning"), finding("imap.missing_user", "warning")), "finding"),
-        (triage(), "error"),
+        (triage(), "incomplete"),
     ],
 )
 def test_outcome_tells_a_finding_from_a_broken_run(fact: dict[str, Any], status: str) -> None:
