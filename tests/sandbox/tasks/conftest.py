@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,7 @@ class Cloud:
             "sendmail_running": True,
             "pin": "10.0.2.45" if tier == "smtp-in" else None,
             "control_domain": "cabal-control.example",
-            "queue_url": self.sqs.create_queue(QueueName=f"cabal-reconfig-{self._count}")["QueueUrl"],
+            "queue_url": self.sqs.create_queue(QueueName=f"cabal-reconfig-{uuid.uuid4().hex}")["QueueUrl"],
             "addresses": ADDRESSES,
             "users": USERS,
         }
