@@ -98,7 +98,7 @@ trap H=1 HUP
 read -r p||read -r p||return
 {
 trap "kill \$!;exit" TERM
-sleep %(seconds)d 4>&- 5>&- &
+sleep %(seconds)d 4>&- 5>&- 6<&- &
 wait $!
 trap "" TERM
 echo t>&5

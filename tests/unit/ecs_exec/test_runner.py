@@ -166,6 +166,9 @@ def test_a_started_session_does_not_show_its_secrets():
     assert "token'" not in repr(Started("s", "wss://host/path", "token"))
 
 
+# No other run of these tests may be taken for this one.
+SLEEP = str(100_000 + os.getpid())
+
 INTERRUPTED = """
 import runpy, sys
 runpy.run_path({conftest!r})
@@ -174,7 +177,7 @@ from ansible.module_utils.ecs_exec.wrapper import Program
 from tests.unit.session_manager.gateway import Gateway, targets
 with Gateway() as gateway:
     try:
-        runner.run(runner.Plan(Program(argv=("sleep", "631"), seconds=60)), targets(3), gateway)
+        runner.run(runner.Plan(Program(argv=("sleep", {sleep!r}), seconds=60)), targets(3), gateway)
     finally:
         print(len(gateway.terminated), flush=True)
 """
@@ -184,7 +187,7 @@ with Gateway() as gateway:
 def test_an_interrupt_ends_the_sessions_and_their_commands(number):
     conftest = str(Path(__file__).parents[2] / "conftest.py")
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED.format(conftest=conftest)],
+        [sys.executable, "-c", INTERRUPTED.format(conftest=conftest, sleep=SLEEP)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=Path(__file__).parents[3],
@@ -199,7 +202,7 @@ def test_an_interrupt_ends_the_sessions_and_their_commands(number):
 
 def sleepers() -> int:
     listing = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
-    return sum(line.split()[1:] == ["sleep", "631"] for line in listing.splitlines())
+    return sum(line.split()[1:] == ["sleep", SLEEP] for line in listing.splitlines())
 
 
 def wait_for(condition: Any) -> bool:

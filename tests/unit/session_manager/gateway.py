@@ -151,6 +151,9 @@ class Gateway:
 
     def terminate(self, session_id: str) -> None:
         self.terminated.append(session_id)
+        self.terminate_child(session_id)
+
+    def terminate_child(self, session_id: str) -> None:
         with contextlib.suppress(KeyError, ProcessLookupError):
             os.kill(self.children[session_id], signal.SIGKILL)
 
@@ -205,13 +208,23 @@ class _Agent:
         try:
             if self.mischief.handshake is not None:
                 await self.shake()
-            await self.command()
-            await self.settle()
+            work = asyncio.ensure_future(self.work())
+            gone = asyncio.ensure_future(self.socket.wait_closed())
+            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            # The client has this long to end a session that it has left.
+            await asyncio.wait([work], timeout=1)
+            if not work.done():
+                self.gateway.terminate_child(self.identifier)
+            await work
         finally:
             reader.cancel()
             resender.cancel()
             if self.master >= 0:
                 os.close(self.master)
+
+    async def work(self) -> None:
+        await self.command()
+        await self.settle()
 
     async def shake(self) -> None:
         request = {"AgentVersion": "3.3.0.0", "RequestedClientActions": self.mischief.handshake}
