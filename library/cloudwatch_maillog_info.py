@@ -203,16 +203,24 @@ import json
 import os
 import secrets
 import time
+import traceback
 from collections import Counter
 from typing import Any, NoReturn
 
 from ansible.module_utils.aws_support import aws_module, client
+from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
 from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
-from ansible.module_utils.maillog.aggregate import TierAggregator, peak_of, unavailable_tier
-from ansible.module_utils.maillog.crew import Crew, Tally
-from ansible.module_utils.maillog.reasons import Classifier
+
+try:
+    from ansible.module_utils.maillog.aggregate import TierAggregator, peak_of, unavailable_tier
+    from ansible.module_utils.maillog.crew import Crew, Tally
+    from ansible.module_utils.maillog.reasons import Classifier
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+else:
+    IMPORT_ERROR = None
 
 FAILED_FILE = "failed_recipients.jsonl"
 PROGRESS_FILE = "maillog.progress"
@@ -382,6 +390,8 @@ def overall(statuses: list[str]) -> str:
 def main() -> NoReturn:
     started = time.monotonic()
     module = aws_module(ARGUMENTS, supports_check_mode=True)
+    if IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("publicsuffixlist"), exception=IMPORT_ERROR)
     tiers = read_tiers(module, started)
     module.exit_json(changed=False, status=tiers["status"], reasons=tiers["reasons"], tiers=tiers)
     raise AssertionError("exit_json ends the process")

@@ -123,7 +123,8 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: partial
-    description: Runs only with O(read_only=true); otherwise says what it would run and where.
+    description: Runs commands in containers.
+    details: Runs only with O(read_only=true); otherwise says what it would run and where.
 notes:
   - An exit status other than 0 does not fail the task, since one of many containers must not hide the others. Say what
     a failure is with C(failed_when), as the examples do.
@@ -288,17 +289,25 @@ results:
 
 import base64
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible.module_utils.aws_support import aws_module, client, explain
+from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.cabalmail.time import format_rfc3339
-from ansible.module_utils.ecs_exec import wrapper
-from ansible.module_utils.ecs_exec.aws import Aws
-from ansible.module_utils.ecs_exec.runner import Outcome, Plan, run
-from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
-from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
+
+try:
+    from ansible.module_utils.ecs_exec import wrapper
+    from ansible.module_utils.ecs_exec.aws import Aws
+    from ansible.module_utils.ecs_exec.runner import Outcome, Plan, run
+    from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
+    from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+else:
+    IMPORT_ERROR = None
 
 DEFAULT_MAX_OUTPUT = 8 * 1024 * 1024
 
@@ -485,6 +494,8 @@ def main() -> None:
         required_one_of=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
         mutually_exclusive=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
     )
+    if IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("websockets"), exception=IMPORT_ERROR)
     params = module.params
     try:
         plan, wanted = plan_of(params, started), wanted_of(params["tasks_wanted"])
