@@ -31,6 +31,7 @@ from .isolation import Isolation, Walls
 
 READY_SECONDS = 20.0
 STOP_SECONDS = 5.0
+SIGNAL_SECONDS = 1.0
 MAX_LINE_BYTES = 256 * 1024
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The key that the tasks' own calls carry, so that they can be told from those of the programs under test.
@@ -278,11 +279,21 @@ class Runtime:
     # -- what a scenario or a test changes while tasks run ----------------------------------------------------------
 
     def signal_loop(self, task_id: str, signal_number: signal.Signals) -> None:
-        """Send a signal to the reconfigure loop's own process (not to what it runs)."""
+        """Send a signal to the reconfigure loop's own process (not to what it runs).
+
+        :raises ProcessLookupError: when the task has no such process.
+        """
         first = self._tasks[task_id].first_process
-        for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
-            if b"/reconfigure.sh\0" in Path(f"/proc/{child}/cmdline").read_bytes():
-                os.kill(int(child), signal_number)
+        deadline = time.monotonic() + SIGNAL_SECONDS
+        while True:
+            for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
+                # A process that has only just been started has no command line for an instant.
+                if b"/reconfigure.sh\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal_number)
+                    return
+            if time.monotonic() > deadline:
+                raise ProcessLookupError(f"task {task_id} runs no reconfigure loop")
+            time.sleep(0.01)
 
     def set_imap_address(self, address: str | None) -> None:
         """What imap.cabal.internal resolves to, for the hosts-pin daemons of running and later tasks; None: nothing."""
