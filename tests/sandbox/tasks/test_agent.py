@@ -415,7 +415,9 @@ def test_terminate_kills_the_direct_child_and_hangs_up_the_rest(play: Play, spec
 
 def test_ctrl_c_interrupts(play: Play, spec: TaskSpec) -> None:
     async def part(bench: Bench) -> None:
-        talk = await bench.connect(bench.open(spec, "sh -c 'trap \"echo stopped; exit\" INT; echo go; sleep 30'"))
+        talk = await bench.connect(
+            bench.open(spec, "sh -c 'trap \"echo stopped; exit\" INT; echo go; while :; do sleep 0.2; done'")
+        )
         await talk.until(lambda h: b"go" in h.payload)
         await talk.say(b"\x03")
         assert "stopped" in await talk.end()
