@@ -188,6 +188,17 @@ def test_without_judgement_there_is_still_the_evidence(tagged: dict[str, Run]) -
     assert run.outcome["status"] == "incomplete"
 
 
+def test_a_judgement_that_breaks_is_an_error_and_the_evidence_is_there(
+    triage: Callable[..., Run], tagged: dict[str, Run]
+) -> None:
+    """A row of the operator's own that is none."""
+    run = triage(None, "-e", json.dumps({"cabalmail_findings": [{"id": "own.broken"}]}), "--tags", "tier_bounces")
+    assert run.status != 0
+    assert run.outcome["status"] == "error"
+    assert "own.broken" in run.outcome["error"]
+    assert run.triage["tiers"]["status"] == "complete"
+
+
 def test_without_report_nothing_is_written(tagged: dict[str, Run]) -> None:
     run = tagged["--skip-tags report"]
     assert run.status == 0, run.output
