@@ -301,7 +301,7 @@ from ansible.module_utils.cabalmail.time import format_rfc3339
 try:
     from ansible.module_utils.ecs_exec import wrapper
     from ansible.module_utils.ecs_exec.aws import Aws
-    from ansible.module_utils.ecs_exec.runner import Outcome, Plan, run
+    from ansible.module_utils.ecs_exec.runner import Outcome, Plan, call_within, run
     from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
     from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
 except ImportError:
@@ -479,6 +479,30 @@ def aws_of(module: Any, plan: Plan) -> tuple[Any, Aws]:
     return ecs, Aws(ecs, ssm, module.cabalmail_session.get_credentials(), ecs.meta.region_name)
 
 
+def find_targets(module: Any, ecs: Any, plan: Plan) -> list[Target]:
+    """List and describe the tasks meant, within the deadline; end the module in one sentence when that fails."""
+    params = module.params
+
+    def look() -> list[Target]:
+        return find(
+            ecs,
+            params["cluster"],
+            services=params["services"] or [],
+            tasks=params["tasks"] or [],
+            family=params["family"],
+            container=params["container"],
+        )
+
+    try:
+        return call_within(look, float("inf") if plan.deadline is None else plan.deadline - time.monotonic())
+    except TargetError as exc:
+        fail(module, str(exc))
+    except TimeoutError:
+        fail(module, f"The tasks can't be found: ECS did not answer within {params['deadline']:g} s.")
+    except Exception as exc:  # boto3's exceptions are made at run time
+        fail(module, f"The tasks can't be found: {explain(exc)}")
+
+
 def fail(module: Any, sentence: str, **result: Any) -> NoReturn:
     """End the module with one sentence."""
     module.fail_json(msg=sentence, **result)
@@ -503,19 +527,7 @@ def main() -> None:
         fail(module, str(exc))
     ecs, aws = aws_of(module, plan)
     services = params["services"] or []
-    try:
-        targets = find(
-            ecs,
-            params["cluster"],
-            services=services,
-            tasks=params["tasks"] or [],
-            family=params["family"],
-            container=params["container"],
-        )
-    except TargetError as exc:
-        fail(module, str(exc))
-    except Exception as exc:  # boto3's exceptions are made at run time
-        fail(module, f"The tasks can't be found: {explain(exc)}")
+    targets = find_targets(module, ecs, plan)
     if module.check_mode and not params["read_only"]:
         names = [target.task for target in targets if target.problem is None][:wanted]
         message = f"Would run the command in {len(names)} of {len(targets)} tasks."

@@ -31,6 +31,7 @@ OutcomeWord = Literal["completed", "timed_out", "session_broke", "unreachable"]
 
 START_ALLOWANCE: Final = 15.0  # seconds for the agent to start the command, beyond the command's own limit
 END_ALLOWANCE: Final = 5.0  # seconds for the last mark to arrive after the limit
+LEAST_TIME: Final = 2.0  # seconds before the deadline below which no session is begun any more
 LINGER: Final = 0.3  # seconds to wait for channel_closed before the session is ended from here
 TERMINATE_TIMEOUT: Final = 5.0
 YOUNG: Final = 60.0  # seconds after a task's start in which its agent may still be connecting
@@ -179,9 +180,9 @@ class _Run:
         if self._target.problem:
             raise _Unreachable(self._target.problem)
         remaining = self._remaining()
-        if remaining < END_ALLOWANCE:
+        if remaining < LEAST_TIME:
             raise _Unreachable("The time for all tasks was over before this one's turn came.")
-        limit = min(self._plan.program.seconds, remaining - END_ALLOWANCE + 1)
+        limit = min(self._plan.program.seconds, max(1.0, remaining - END_ALLOWANCE))
         call = wrapper.prepare(replace(self._plan.program, seconds=limit))
         started = await self._execute(call.command)
         session = Session(started.url, started.token)
@@ -337,6 +338,11 @@ class _Run:
         except SessionBroke:
             return self._closing is not None
         return self._closing is not None
+
+
+def call_within(function: Callable[[], T], seconds: float) -> T:
+    """Call something that blocks; raise TimeoutError when it takes longer, and leave it to end with the process."""
+    return asyncio.run(_in_thread(function, seconds))
 
 
 async def _in_thread(function: Callable[[], T], timeout: float) -> T:

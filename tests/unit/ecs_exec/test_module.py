@@ -9,6 +9,7 @@ import base64
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -257,6 +258,15 @@ def test_what_cannot_be_done_is_said_before_any_call(module, endpoint, options, 
     assert result["failed"]
     assert words in result["msg"]
     assert running.calls == []
+
+
+def test_a_silent_endpoint_ends_at_the_deadline(module):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        result = module(f"http://127.0.0.1:{silent.getsockname()[1]}", services=["imap"], argv=["true"], deadline=1.5)
+        assert time.monotonic() - started < 4
+    assert result["failed"]
+    assert "ECS did not answer within 1.5 s" in result["msg"]
 
 
 def test_token_and_url_appear_nowhere(endpoint, tmp_path):
