@@ -85,11 +85,10 @@ def from_result(name: str, result: dict[str, Any]) -> Any:
 
 
 def make_work_dir(host: str) -> str:
-    """Make the run's private directory (0700) for ``host``, with a place for what containers say; return its path."""
+    """Make the run's private directory (0700) for ``host`` and return its path."""
     path = os.path.join(C.DEFAULT_LOCAL_TMP, re.sub(r"[^A-Za-z0-9._-]", "_", host).lstrip(".") or "_")
-    for folder in (path, os.path.join(path, "containers")):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        os.chmod(folder, 0o700)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    os.chmod(path, 0o700)
     return path
 
 

@@ -62,7 +62,6 @@ def test_run_begins_anew_with_everything_skipped_and_a_private_directory(tmp_pat
     work = Path(facts["triage_work_dir"])
     assert work.parent == tmp_path
     assert stat.S_IMODE(work.stat().st_mode) == 0o700
-    assert stat.S_IMODE((work / "containers").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("host", ["../../etc", "a/b", "..", ".hidden", "prod eu", "x" * 50])
