@@ -168,9 +168,7 @@ def _large(own: Stand, bench: Bench, options: Options) -> Row:
         with tempfile.TemporaryDirectory(dir=own.folder) as folder:
             argv = ("sh", "-c", _BLOB.format(size=options.size))
             found: list[Outcome] = []
-            usage = timed(
-                lambda: found.extend(bench.run(bench.targets[:1], *argv, dest=Path(folder), max_output=None))
-            )
+            usage = timed(lambda: found.extend(bench.run(bench.targets[:1], *argv, dest=Path(folder), max_output=None)))
             dest, stderr = found[0].dest, found[0].stderr or b""
             data = dest.read_bytes() if dest is not None else b""
             same.append(len(data) == options.size and hashlib.sha256(data).hexdigest().encode() == stderr[:64])

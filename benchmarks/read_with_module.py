@@ -32,7 +32,10 @@ def main() -> None:
     result = json.loads(printed.getvalue())
     if result.get("failed") or result["status"] != "complete":
         sys.exit(result.get("msg") or " ".join(result["reasons"]))
-    print(json.dumps(result["tiers"]["stats"]))
+    tiers = result["tiers"]
+    # Without what two slices of the window both brought.
+    events = sum(tier["coverage"]["events"] for tier in tiers["by_tier"].values())
+    print(json.dumps(tiers["stats"] | {"events": events}))
 
 
 if __name__ == "__main__":
