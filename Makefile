@@ -9,13 +9,14 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 
 SCENARIO ?=
 ARGS ?=
-scenario = $(if $(SCENARIO),--scenario '$(SCENARIO)')
+# A folder is looked for where make was started; what is none there is a scenario's name.
+scenario = $(if $(SCENARIO),--scenario '$(or $(realpath $(SCENARIO)),$(SCENARIO))')
 
 .PHONY: help triage test lint bench sandbox-up sandbox-down setup
 
 help:
 	@echo 'make triage [SCENARIO=name-or-folder] [ARGS="-e ..."]   triage an incident on the embedded sandbox'
-	@echo 'make test [ARGS="..."]    all tests (ARGS go to pytest)'
+	@echo 'make test [ARGS="..."]    the linters and all tests (ARGS: only pytest, with these)'
 	@echo 'make lint                 every linter'
 	@echo 'make bench                the figures of the benchmarks'
 	@echo 'make sandbox-up [SCENARIO=...], make sandbox-down'
