@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -78,6 +79,37 @@ def test_every_call_hangs(triage: Callable[..., Run], sandbox: Sandbox, tmp_path
     assert any(line.startswith("Not checked: ") for line in run.summary)
 
 
+def test_an_endpoint_and_a_resolver_that_never_answer(triage: Callable[..., Run]) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        port = server.getsockname()[1]
+        extra = {
+            "cabalmail_endpoint_url": f"http://127.0.0.1:{port}",
+            "cabalmail_dns_resolvers": [f"127.0.0.1:{port}"],
+            "triage_deadline": 20,
+        }
+        began = time.monotonic()
+        run = triage(None, "-e", json.dumps(extra))
+        assert time.monotonic() - began < 20 + MARGIN_SECONDS
+    sound(run)
+    assert run.outcome["status"] == "incomplete"
+    for section in ("tiers", "environment", "containers"):
+        assert run.triage[section]["status"] == "unavailable"
+    assert any(line.startswith("Not checked: ") for line in run.summary)
+
+
+def test_sessions_hang(triage: Callable[..., Run], sandbox: Sandbox) -> None:
+    """The API answers, ECS Exec opens its sessions, and nothing comes out of them."""
+    sandbox.load("smtp-out-provider-block")
+    sandbox.post("agent", {"first_read_delay": 3600})
+    began = time.monotonic()
+    run = triage(None, "-e", "triage_deadline=30")
+    assert time.monotonic() - began < 30 + MARGIN_SECONDS
+    sound(run)
+    assert run.verdict == "smtp_out.provider_block"
+    assert run.triage["containers"]["status"] == "unavailable"
+    assert run.triage["tiers"]["status"] == run.triage["environment"]["status"] == "complete"
+
+
 def test_one_service_hangs(triage: Callable[..., Run], sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.load(with_faults(tmp_path, "smtp-out-provider-block", {"operation": "dynamodb.*", "hang": True}))
     began = time.monotonic()
@@ -129,6 +161,7 @@ def test_check_mode_shows_the_remedy_and_does_nothing(sandbox: Sandbox, triage: 
 def tagged(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """One run for `--tags` and one for `--skip-tags` of each role, some at a time: they only read."""
     sandbox.load("smtp-in-stale-map")
+    sandbox.post("agent", {"delays": "off"})
     folder = tmp_path_factory.mktemp("tagged")
 
     def run(option: str) -> Run:
