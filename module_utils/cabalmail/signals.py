@@ -156,7 +156,9 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "others_accept",
             "reasons",
             "replies",
-            "top_attempts_share",
+            "top_refused",
+            "top_attempts",
+            "top_rate",
             "rejecting_authentication",
             "bad_domains",
             "senders",
@@ -178,7 +180,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "recipient": sum(reasons[name] for name in RECIPIENT_REASONS),
         "content": sum(reasons[name] for name in CONTENT_REASONS),
     }
-    attempts = {row["provider"]: row.get("attempts") or 0 for row in providers}
+    at_top: Mapping[str, Any] = next((row for row in providers if row["provider"] == top), {})
     return {
         "failed": failed,
         "refused": refused,
@@ -188,8 +190,11 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "refusing_providers": len(refusing),
         "top_provider": top,
         "top_share": refusing[top] / refused if top else 0.0,
-        "top_attempts_share": next((row.get("share_of_attempts") for row in providers if row["provider"] == top), None),
-        "others_accept": accepted_elsewhere(log, top, attempts),
+        "top_refused": refusing[top] if top else 0,
+        "top_attempts": at_top.get("attempts"),
+        # Everybody writes to the large providers: a block shows in what share of its own mail a provider refuses.
+        "top_rate": refusing[top] / at_top["attempts"] if top and at_top.get("attempts") else None,
+        "others_accept": accepted_elsewhere(log, at_top),
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
@@ -205,13 +210,10 @@ def total(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
     return sum(reasons.get(name, 0) for name in wanted)
 
 
-def accepted_elsewhere(log: Facts, top: str | None, attempts: Mapping[str, int]) -> int | None:
-    """Recipients that providers other than ``top`` accepted; None when the log does not tell."""
+def accepted_elsewhere(log: Facts, at_top: Mapping[str, Any]) -> int | None:
+    """Recipients that providers other than the top one accepted; None when the log does not tell."""
     sent = (log.get("deliveries") or {}).get("sent")
-    if sent is None:
-        return None
-    at_top = next((row.get("sent") or 0 for row in log["bounces"].get("providers") or [] if row["provider"] == top), 0)
-    return max(0, int(sent) - int(at_top))
+    return None if sent is None else max(0, int(sent) - int(at_top.get("sent") or 0))
 
 
 def dns_signals(deliverability: Facts) -> dict[str, Any]:

@@ -310,9 +310,16 @@ def test_everybody_writing_to_one_provider_is_not_called_a_block(
     triage: Triage, table: list[Any], options: Triage
 ) -> None:
     external(triage, "google", "blocklist", 20, sent=100)
-    triage["tiers"]["by_tier"]["smtp-out"]["deliveries"]["sent"] = 100
     verdict = judge(triage, table, options)["verdict"]
-    assert verdict["confidence"] != "high"
+    assert (verdict["id"], verdict["confidence"]) == ("smtp_out.provider_block", "low")
+
+
+def test_nobody_else_was_written_to_so_a_block_is_not_certain(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "google", "blocklist", 20, sent=0)
+    triage["tiers"]["by_tier"]["smtp-out"]["deliveries"]["sent"] = 0
+    assert judge(triage, table, options)["verdict"]["confidence"] == "medium"
 
 
 def test_one_stuck_task_of_three_is_replaced_alone(triage: Triage, table: list[Any], options: Triage) -> None:
