@@ -92,6 +92,10 @@ _MAX_MESSAGE = 300
 _session_lock = threading.Lock()
 
 
+class OptionsError(ValueError):
+    """Connection options that cannot be used; the message is one sentence for the operator."""
+
+
 def aws_module(argument_spec: Mapping[str, Any], **kwargs: Any) -> AnsibleAWSModule:
     """Build the module and make sure, before any call to AWS, that it knows where to go and as whom.
 
@@ -100,18 +104,37 @@ def aws_module(argument_spec: Mapping[str, Any], **kwargs: Any) -> AnsibleAWSMod
     Ends the module with one sentence when region, credentials or profile are missing or contradict each other.
     """
     module = AnsibleAWSModule(argument_spec={**COMMON_ARGUMENTS, **argument_spec}, **kwargs)
-    _check_options(module)
     try:
-        module.cabalmail_session = _new_session(module)
-    except boto_errors.ProfileNotFound:
-        _fail(
-            module,
-            f"The credentials profile '{module.params.get('profile')}' (option profile) is not in the AWS configuration"
-            " files of this machine: create it with `aws configure --profile` or correct cabalmail_profile.",
-        )
-    except (boto_errors.BotoCoreError, ValueError) as exc:
-        _fail(module, f"The AWS connection options cannot be used: {_clean(str(exc))}.")
+        module.cabalmail_session = new_session(module.params)
+    except OptionsError as exc:
+        _fail(module, str(exc))
     return module
+
+
+def new_session(given: Mapping[str, Any]) -> boto3.session.Session:
+    """Make a boto3 session of connection options named as amazon.aws names them; nothing is called.
+
+    Raises OptionsError when region, credentials or profile are missing or contradict each other.
+    """
+    _check_options(given)
+    try:
+        return _new_session(given)
+    except OptionsError:
+        raise
+    except boto_errors.ProfileNotFound:
+        raise OptionsError(
+            f"The credentials profile '{given.get('profile')}' (option profile) is not in the AWS configuration"
+            " files of this machine: create it with `aws configure --profile` or correct cabalmail_profile."
+        ) from None
+    except (boto_errors.BotoCoreError, ValueError) as exc:
+        raise OptionsError(f"The AWS connection options cannot be used: {_clean(str(exc))}.") from None
+
+
+def plugin_client(session: boto3.session.Session, endpoint_url: str | None, service: str) -> Any:
+    """Return a boto3 client for a plugin, which has no module; its calls are bounded in time as a module's are."""
+    config = _config(connect_timeout=3.0, read_timeout=10.0, max_attempts=3, max_pool_connections=10)
+    with _session_lock:
+        return session.client(service, endpoint_url=endpoint_url or None, config=config)
 
 
 def client(
@@ -129,13 +152,7 @@ def client(
     max_pool_connections: HTTP connections kept; at least the number of threads that share the client.
     """
     region, endpoint, options = get_aws_connection_info(module)
-    config = Config(
-        connect_timeout=connect_timeout,
-        read_timeout=read_timeout,
-        retries={"total_max_attempts": max_attempts, "mode": "standard"},
-        max_pool_connections=max_pool_connections,
-        user_agent_extra="cabalmail-runbooks",
-    )
+    config = _config(connect_timeout, read_timeout, max_attempts, max_pool_connections)
     if options.get("aws_config") is not None:
         config = config.merge(options["aws_config"])
     # Making clients of one session is not thread-safe; one session for all saves loading the models again.
@@ -143,6 +160,16 @@ def client(
         return module.cabalmail_session.client(
             service, region_name=region, endpoint_url=endpoint or None, verify=options["verify"], config=config
         )
+
+
+def _config(connect_timeout: float, read_timeout: float, max_attempts: int, max_pool_connections: int) -> Config:
+    return Config(
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        retries={"total_max_attempts": max_attempts, "mode": "standard"},
+        max_pool_connections=max_pool_connections,
+        user_agent_extra="cabalmail-runbooks",
+    )
 
 
 def classify(exc: BaseException) -> ErrorKind:
@@ -194,35 +221,29 @@ def _fail(module: AnsibleAWSModule, sentence: str) -> NoReturn:
     raise AssertionError("fail_json ends the process")
 
 
-def _check_options(module: AnsibleAWSModule) -> None:
+def _check_options(given: Mapping[str, Any]) -> None:
     """Refuse, before botocore meets them, options that are incomplete or exclude each other."""
-    given = module.params
     access, secret, token = (bool(given.get(name)) for name in ("access_key", "secret_key", "session_token"))
     profile = given.get("profile")
     if profile and (access or secret or token):
-        _fail(
-            module,
+        raise OptionsError(
             f"The option profile ('{profile}') excludes access_key, secret_key and session_token: give the one or the"
-            " other (they are also taken from AWS_PROFILE, AWS_ACCESS_KEY_ID and so on).",
+            " other (they are also taken from AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)."
         )
     if access != secret:
-        _fail(
-            module,
+        raise OptionsError(
             f"The option {'access_key' if access else 'secret_key'} is given but"
-            f" {'secret_key' if access else 'access_key'} is missing: give both, or a profile.",
+            f" {'secret_key' if access else 'access_key'} is missing: give both, or a profile."
         )
     endpoint = given.get("endpoint_url")
     if endpoint and not re.match(r"https?://[^/\s]+", endpoint):
-        _fail(
-            module,
+        raise OptionsError(
             f"The option endpoint_url ('{endpoint}') is no http or https URL: correct cabalmail_endpoint_url, or leave"
-            " it empty to use AWS itself.",
+            " it empty to use AWS itself."
         )
 
 
-def _new_session(module: AnsibleAWSModule) -> boto3.session.Session:
-    """Make the one boto3 session of this module; fails in one sentence without region or credentials."""
-    given = module.params
+def _new_session(given: Mapping[str, Any]) -> boto3.session.Session:
     session = boto3.session.Session(
         profile_name=given.get("profile") or None,
         region_name=given.get("region") or None,
@@ -231,19 +252,17 @@ def _new_session(module: AnsibleAWSModule) -> boto3.session.Session:
         aws_session_token=given.get("session_token") or None,
     )
     if not session.region_name:
-        _fail(
-            module,
+        raise OptionsError(
             "No AWS region is known (option region is empty): set cabalmail_region in the inventory, or AWS_REGION,"
-            " or a region in the profile.",
+            " or a region in the profile."
         )
     validate_region_name(session.region_name)
     credentials = session.get_credentials()
     if credentials is None:
-        _fail(
-            module,
+        raise OptionsError(
             "No AWS credentials were found (options access_key and profile are empty, and neither the environment nor"
             " the AWS configuration files nor the machine's role has any): set cabalmail_profile in the inventory, or"
-            " AWS_PROFILE, or log in.",
+            " AWS_PROFILE, or log in."
         )
     if given.get("assume_role_arn"):
         return _session_of_role(session, credentials, given)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 _DESCRIBE: Final = 100  # tasks that one DescribeTasks takes
@@ -37,11 +37,17 @@ class Target:
     started_at: dt.datetime | None = None
     task_definition: str | None = None
     problem: str | None = None
+    runtime_id: str = ""
 
     @property
     def task(self) -> str:
         """The task's id: the last part of its ARN."""
         return self.task_arn.rpartition("/")[2]
+
+    @property
+    def session_target(self) -> str:
+        """What Systems Manager calls this container; a part of what a session's encryption is bound to."""
+        return f"ecs:{self.cluster.rpartition('/')[2]}_{self.task}_{self.runtime_id}"
 
 
 def find(
@@ -68,6 +74,21 @@ def find(
     return list(_describe(ecs, cluster, wanted, container))
 
 
+def find_all(ecs: Any, cluster: str, *, services: Sequence[str] = (), families: Sequence[str] = ()) -> list[Target]:
+    """Find every container of the running tasks of the services and families, or of the cluster if none is named.
+
+    The order is that of the task ids; a task that is meant twice stands once. boto3's exceptions pass through.
+    """
+    queries = [{"serviceName": name} for name in services] + [{"family": name} for name in families]
+    wanted = {arn for query in queries or [{}] for arn in _list(ecs, cluster=cluster, **query)}
+    return [
+        _container_target(task, container, cluster)
+        for _, task in _answers(ecs, cluster, sorted(wanted))
+        if task is not None
+        for container in task.get("containers") or []
+    ]
+
+
 def refresh(ecs: Any, target: Target) -> Target:
     """Describe one task again, after a failure: it may have begun to stop meanwhile."""
     return next(_describe(ecs, target.cluster, [target.task], target.container), target)
@@ -79,23 +100,29 @@ def _list(ecs: Any, **query: str) -> list[str]:
 
 
 def _describe(ecs: Any, cluster: str, wanted: Sequence[str], container: str | None) -> Iterator[Target]:
+    for name, task in _answers(ecs, cluster, wanted):
+        if task is None:
+            problem = "There is no such task in the cluster (stopped tasks are forgotten after an hour)."
+            yield Target(name, cluster, container or "", problem=problem)
+        else:
+            yield _container_target(task, _choose(task, container), cluster)
+
+
+def _answers(ecs: Any, cluster: str, wanted: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """Describe tasks; yield each name asked for with what was found, in the order asked."""
     for start in range(0, len(wanted), _DESCRIBE):
         batch = wanted[start : start + _DESCRIBE]
         answer = ecs.describe_tasks(cluster=cluster, tasks=batch)
         found = {task["taskArn"].rpartition("/")[2]: task for task in answer["tasks"]}
         for name in batch:
-            task = found.get(name.rpartition("/")[2])
-            if task is None:
-                problem = "There is no such task in the cluster (stopped tasks are forgotten after an hour)."
-                yield Target(name, cluster, container or "", problem=problem)
-            else:
-                yield _target(task, cluster, container)
+            yield name, found.get(name.rpartition("/")[2])
 
 
-def _target(task: Mapping[str, Any], cluster: str, wanted: str | None) -> Target:
+def _container_target(task: Mapping[str, Any], container: Mapping[str, Any], cluster: str) -> Target:
     group = task.get("group") or ""
     kind, _, name = group.partition(":")
-    target = Target(
+    addresses = [interface.get("privateIpv4Address") for interface in container.get("networkInterfaces") or []]
+    return Target(
         task_arn=task["taskArn"],
         cluster=cluster,
         service=name if kind == "service" else None,
@@ -103,14 +130,10 @@ def _target(task: Mapping[str, Any], cluster: str, wanted: str | None) -> Target
         zone=task.get("availabilityZone"),
         started_at=task.get("startedAt"),
         task_definition=task["taskDefinitionArn"],
-    )
-    container = _choose(task, wanted)
-    addresses = [interface.get("privateIpv4Address") for interface in container.get("networkInterfaces") or []]
-    return replace(
-        target,
         container=container["name"],
         ip=next(filter(None, addresses), None),
         problem=_task_problem(task) or _agent_problem(container),
+        runtime_id=container.get("runtimeId", ""),
     )
 
 
