@@ -18,12 +18,14 @@ import sys
 import threading
 from collections import Counter
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from .aggregate import TierAggregator
 
 # Pages that wait for a busy process; each is up to 1 MB.
 _BACKLOG = 2
+_FIELDS = itemgetter("logStreamName", "timestamp", "message", "ingestionTime", "eventId")
 _UNREADABLE = "What AWS answered could not be counted: it is not as documented, or the counting process was ended."
 
 
@@ -45,17 +47,21 @@ def feed_page(aggregator: TierAggregator, body: bytes) -> None:
     Raises:
         ValueError: the answer is not JSON.
     """
-    aggregator.feed(
-        (
-            item.get("logStreamName", ""),
-            item["timestamp"],
-            item["message"],
-            item.get("ingestionTime"),
-            item.get("eventId", ""),
-        )
-        for item in json.loads(body).get("events") or []
-        if type(item.get("message")) is str and type(item.get("timestamp")) is int
-    )
+    events = json.loads(body).get("events") or []
+    try:
+        rows = list(map(_FIELDS, events))
+    except KeyError:
+        rows = [
+            (
+                item.get("logStreamName", ""),
+                item.get("timestamp"),
+                item.get("message"),
+                item.get("ingestionTime"),
+                item.get("eventId", ""),
+            )
+            for item in events
+        ]
+    aggregator.feed(row for row in rows if type(row[2]) is str and type(row[1]) is int)
 
 
 class Crew:
