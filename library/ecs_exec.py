@@ -132,7 +132,8 @@ notes:
     sessions at once. C(ecs:DescribeTaskDefinition) makes the reasons better.
   - Proxies are taken from C(HTTPS_PROXY) and C(NO_PROXY), certificate authorities from O(aws_ca_bundle),
     C(AWS_CA_BUNDLE), C(REQUESTS_CA_BUNDLE) or C(SSL_CERT_FILE).
-  - Clusters whose sessions are encrypted with a KMS key are not supported yet and are reported as such.
+  - Where the cluster encrypts its sessions with a KMS key, the caller needs C(kms:GenerateDataKey) for it and the task
+    role C(kms:Decrypt).
   - An option marked as secret by Ansible (O(secret_key) for example) is replaced wherever its value appears in a
     result. RV(results[].stdout_b64) and O(dest) don't suffer from that.
 """
@@ -476,7 +477,10 @@ def aws_of(module: Any, plan: Plan) -> tuple[Any, Aws]:
     pool = min(plan.max_parallel, 50)
     ecs = client(module, "ecs", max_attempts=2, max_pool_connections=pool)
     ssm = client(module, "ssm", max_attempts=2, max_pool_connections=pool)
-    return ecs, Aws(ecs, ssm, module.cabalmail_session.get_credentials(), ecs.meta.region_name)
+    credentials = module.cabalmail_session.get_credentials()
+    return ecs, Aws(
+        ecs, ssm, credentials, ecs.meta.region_name, lambda: client(module, "kms", max_pool_connections=pool)
+    )
 
 
 def find_targets(module: Any, ecs: Any, plan: Plan) -> list[Target]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..session_manager.encryption import KEY_BYTES, DataKey, KeyRequest, KeyUnavailable
 from .targets import Target, definition_problems, refresh
 
 #: Codes that pass by themselves.
@@ -31,9 +33,13 @@ class Aws:
     """ECS and Systems Manager as this package uses them; safe for many threads.
 
     ecs, ssm: boto3 clients. credentials: botocore credentials that sign the data channel; None: it is not signed.
+    kms: makes a boto3 client of KMS; it is asked for one when a session is encrypted.
     """
 
-    def __init__(self, ecs: Any, ssm: Any, credentials: Any, region: str) -> None:
+    def __init__(self, ecs: Any, ssm: Any, credentials: Any, region: str, kms: Callable[[], Any] | None = None) -> None:
+        self._make_kms = kms
+        self._kms: Any = None
+        self._lock = threading.Lock()
         self._ecs = ecs
         self._ssm = ssm
         self._credentials = credentials
@@ -50,6 +56,25 @@ class Aws:
     def terminate(self, session_id: str) -> None:
         """Call ssm:TerminateSession; boto3's exceptions pass through."""
         self._ssm.terminate_session(SessionId=session_id)
+
+    def data_key(self, target: Target, session_id: str, request: KeyRequest) -> DataKey:
+        """Call kms:GenerateDataKey for one session; raise KeyUnavailable."""
+        refused = f"The cluster encrypts its exec sessions with the KMS key {request.key_id}, and kms:GenerateDataKey"
+        if self._make_kms is None:
+            raise KeyUnavailable(f"{refused} can't be called: there is no client for KMS.")
+        context = request.context(session_id, target.session_target)
+        try:
+            with self._lock:
+                self._kms = self._kms or self._make_kms()
+            answer = self._kms.generate_data_key(
+                KeyId=request.key_id, NumberOfBytes=KEY_BYTES, EncryptionContext=context
+            )
+        except Exception as exc:  # boto3's exceptions are made at run time; the answer's code decides
+            code, message = error_of(exc)
+            denied = " was denied: the caller's policy or the key's has to allow it" if _denies(code) else " failed"
+            detail = ": ".join(part for part in (code, message) if part)
+            raise KeyUnavailable(f"{refused}{denied} ({detail}).") from None
+        return DataKey(answer["Plaintext"], answer["CiphertextBlob"])
 
     def sign(self, url: str) -> Mapping[str, str]:
         """Return SigV4 headers for a GET of the URL with an empty body, as plugins from 1.2.764 on send them."""
@@ -107,6 +132,10 @@ class Aws:
             return definition_problems(answer["taskDefinition"], target.container)
         except Exception:  # the caller may lack the permission; the general causes are named then
             return []
+
+
+def _denies(code: str) -> bool:
+    return code.startswith("AccessDenied")
 
 
 def error_of(exc: BaseException) -> tuple[str, str]:

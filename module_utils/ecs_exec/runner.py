@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar
 
 from ..session_manager.channel import Closed, Event, Output
-from ..session_manager.client import NotReachable, Session, SessionBroke
+from ..session_manager.client import NotReachable, Session, SessionBroke, in_thread
 from . import wrapper
 from .aws import SERVER, THROTTLED, Aws, Started, error_of
 from .targets import Target
@@ -185,7 +185,11 @@ class _Run:
         limit = min(self._plan.program.seconds, max(1.0, remaining - END_ALLOWANCE))
         call = wrapper.prepare(replace(self._plan.program, seconds=limit))
         started = await self._execute(call.command)
-        session = Session(started.url, started.token)
+        session = Session(
+            started.url,
+            started.token,
+            key_source=lambda request: self._aws.data_key(self._target, started.session_id, request),
+        )
         try:
             await session.open(sign=self._aws.sign, environment=self._plan.environment, ca_bundle=self._plan.ca_bundle)
             path = self._plan.dest / f"{self._target.task}.out" if self._plan.dest is not None else None
@@ -202,7 +206,7 @@ class _Run:
         give_up = time.monotonic() + min(MAX_RETRY, max(0.0, self._remaining() - END_ALLOWANCE))
         for attempt in itertools.count(1):
             try:
-                return await _in_thread(
+                return await in_thread(
                     lambda: self._aws.execute(self._target, command), min(self._remaining(), MAX_RETRY + END_ALLOWANCE)
                 )
             except TimeoutError:
@@ -217,7 +221,7 @@ class _Run:
 
     async def _diagnose(self, code: str, message: str) -> str:
         try:
-            return await _in_thread(
+            return await in_thread(
                 lambda: self._aws.diagnose(self._target, code, message), max(1.0, min(MAX_RETRY, self._remaining()))
             )
         except TimeoutError:
@@ -324,7 +328,7 @@ class _Run:
         """Leave no session behind, and no wait for it: the command's own time limit holds whatever happens here."""
         if not await self._closed_by_itself(session):
             with contextlib.suppress(Exception):
-                await asyncio.shield(_in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))
+                await asyncio.shield(in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))
         await session.close()
 
     async def _closed_by_itself(self, session: Session) -> bool:
@@ -342,33 +346,4 @@ class _Run:
 
 def call_within(function: Callable[[], T], seconds: float) -> T:
     """Call something that blocks; raise TimeoutError when it takes longer, and leave it to end with the process."""
-    return asyncio.run(_in_thread(function, seconds))
-
-
-async def _in_thread(function: Callable[[], T], timeout: float) -> T:
-    """Run a blocking call in a daemon thread, so that one that hangs cannot keep the process from ending.
-
-    Raises TimeoutError after ``timeout`` seconds, and what the function raises.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)  # type: ignore[arg-type]
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except BaseException as exc:  # handed to the waiting task, whatever it is
-            error = exc
-        with contextlib.suppress(RuntimeError):  # the loop may be closed when a late answer comes
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return await asyncio.wait_for(future, None if timeout == float("inf") else max(0.0, timeout))
+    return asyncio.run(in_thread(function, seconds))

@@ -12,16 +12,18 @@ every overdue frame is sent again and not just the oldest, and a gap that stays 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from . import frames
+from .encryption import Cipher, DataKey, EncryptionError, KeyRequest
 from .frames import Frame, FrameError, PayloadType
 
 #: Agents compare this with the versions at which features came; it has to look like a plugin's.
@@ -42,10 +44,6 @@ _SHELLS: Final = frozenset({"Standard_Stream", "InteractiveCommands", "NonIntera
 
 class ChannelError(Exception):
     """The channel cannot go on; the message is one sentence, free of the token and of the URL."""
-
-
-class EncryptionRequired(ChannelError):
-    """The cluster encrypts its sessions with a KMS key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,17 @@ class Closed:
     message: str
 
 
-Event = Output | ExitStatus | Closed
+@dataclass(frozen=True, slots=True)
+class KeyWanted:
+    """The cluster encrypts its sessions: the hand-shake goes on when ``DataChannel.provide_key`` brings a data key."""
+
+    request: KeyRequest
+
+
+Event = Output | ExitStatus | Closed | KeyWanted
+
+#: What is encrypted, towards the client; the rest of the protocol stays plain.
+_ENCRYPTED: Final = frozenset({PayloadType.OUTPUT, PayloadType.STDERR, PayloadType.EXIT_CODE})
 
 
 @dataclass(slots=True)
@@ -104,6 +112,11 @@ class DataChannel:
         self._gap_since: float | None = None
         self._paused_since: float | None = None
         self._handshaking = False
+        self._key_request: KeyRequest | None = None
+        self._processed: list[dict[str, Any]] = []
+        self._cipher: Cipher | None = None
+        self._challenged = False
+        self._heard = False
         self._refused = 0
         self._rtt, self._variation, self._timeout = 0.1, 0.0, 0.2
 
@@ -191,6 +204,7 @@ class DataChannel:
         if frame.sequence < self._expected or frame.sequence in self._early:
             self._acknowledge(frame)
             return []
+        frame = self._opened(frame)
         if frame.sequence > self._expected:
             self._keep_early(frame)
             return []
@@ -203,6 +217,17 @@ class DataChannel:
         self._gap_since = self._clock() if self._early else None
         return events
 
+    def _opened(self, frame: Frame) -> Frame:
+        """Decrypt before anything else happens: a frame that is not the agent's is neither acknowledged nor kept."""
+        if self._key_request is None or frame.payload_type not in _ENCRYPTED:
+            return frame
+        if self._cipher is None:
+            raise FrameError("output came before the session's encryption was agreed upon")
+        try:
+            return replace(frame, payload=self._cipher.decrypt(frame.payload))
+        except EncryptionError as exc:
+            raise ChannelError(str(exc)) from None
+
     def _keep_early(self, frame: Frame) -> None:
         if self._early_bytes + len(frame.payload) > MAX_BUFFERED:
             return  # not acknowledged, so it comes again
@@ -214,6 +239,7 @@ class DataChannel:
     def _process(self, frame: Frame, events: list[Event]) -> None:
         self._expected = frame.sequence + 1
         kind = frame.payload_type
+        self._heard = self._heard or kind in _ENCRYPTED
         if kind == PayloadType.OUTPUT:
             events.append(Output(frame.payload))
         elif kind == PayloadType.STDERR:
@@ -221,29 +247,82 @@ class DataChannel:
         elif kind == PayloadType.EXIT_CODE:
             events.append(ExitStatus(_exit_code(frame.payload)))
         elif kind == PayloadType.HANDSHAKE_REQUEST:
-            self._answer_handshake(frame.payload)
+            events += self._answer_handshake(frame.payload)
         elif kind == PayloadType.HANDSHAKE_COMPLETE:
-            self._handshaking = False
+            self._complete_handshake()
         elif kind == PayloadType.ENCRYPTION_CHALLENGE_REQUEST:
-            raise _encryption_required()
+            self._answer_challenge(frame.payload)
 
-    def _answer_handshake(self, payload: bytes) -> None:
+    def _answer_handshake(self, payload: bytes) -> list[Event]:
         """Answer the agent's request. Input waits for its HandshakeComplete, since it would throw it away before."""
+        if self._key_request is not None:
+            raise ChannelError("The agent asks for a second hand-shake in an encrypted session.")
         self._handshaking = True
-        processed = []
+        self._processed = []
         for action in _requested_actions(payload):
             kind = action.get("ActionType")
+            parameters = action.get("ActionParameters") or {}
             if kind == "KMSEncryption":
-                raise _encryption_required()
-            session_type = (action.get("ActionParameters") or {}).get("SessionType")
+                self._key_request = _key_request(parameters)
+                continue
+            session_type = parameters.get("SessionType")
             if kind != "SessionType" or session_type not in _SHELLS:
                 what = f"a session of type {session_type}" if kind == "SessionType" else f"the action {kind}"
                 raise ChannelError(f"The agent asks for {what}, which this client does not know.")
-            processed.append({"ActionType": kind, "ActionStatus": 1, "ActionResult": None, "Error": ""})
-        answer = {"ClientVersion": CLIENT_VERSION, "ProcessedClientActions": processed, "Errors": []}
+            self._processed.append(_action(kind, None))
+        if self._key_request is None:
+            self._send_handshake()
+            return []
+        if self._heard or any(early.payload_type in _ENCRYPTED for early in self._early.values()):
+            raise ChannelError("The agent sent output before it asked for encryption.")
+        return [KeyWanted(self._key_request)]
+
+    def provide_key(self, key: DataKey) -> None:
+        """Go on with the hand-shake after KeyWanted; raise ChannelError when the key can't be one."""
+        if self._key_request is None or self._cipher is not None:
+            raise ChannelError("No data key is wanted.")
+        try:
+            self._cipher = Cipher(key.plaintext)
+        except EncryptionError as exc:
+            raise ChannelError(str(exc)) from None
+        result: dict[str, Any] = {
+            "KMSCipherTextKey": base64.b64encode(key.ciphertext).decode(),
+            "KMSCipherTextHash": None,
+        }
+        if self._key_request.challenge is not None:
+            result["ChallengeAcknowledgement"] = True
+        self._processed.append(_action("KMSEncryption", result))
+        self._send_handshake()
+
+    def _send_handshake(self) -> None:
+        answer = {"ClientVersion": CLIENT_VERSION, "ProcessedClientActions": self._processed, "Errors": []}
         self._transmit(PayloadType.HANDSHAKE_RESPONSE, json.dumps(answer).encode(), self._clock())
 
+    def _answer_challenge(self, payload: bytes) -> None:
+        """Prove to hold the key: what the agent encrypted goes back, encrypted in the other direction."""
+        if self._cipher is None:
+            raise ChannelError("The agent sent an encryption challenge in a session that is not encrypted.")
+        try:
+            challenge = base64.b64decode(_json_object(payload, "the challenge")["Challenge"], validate=True)
+        except (FrameError, KeyError, TypeError, ValueError):
+            raise ChannelError("The agent's encryption challenge is malformed.") from None
+        try:
+            answer = self._cipher.encrypt(self._cipher.decrypt(challenge))
+        except EncryptionError:
+            raise ChannelError("The agent's encryption challenge was not encrypted with this session's key.") from None
+        content = {"Challenge": base64.b64encode(answer).decode()}
+        self._challenged = True
+        self._transmit(PayloadType.ENCRYPTION_CHALLENGE_RESPONSE, json.dumps(content).encode(), self._clock())
+
+    def _complete_handshake(self) -> None:
+        """Let input pass. An agent that never proved to hold the key is not the one that KMS would let have it."""
+        if self._key_request is not None and not self._challenged:
+            raise ChannelError("The agent ended the hand-shake without the encryption challenge that belongs to it.")
+        self._handshaking = False
+
     def _transmit(self, payload_type: int, payload: bytes, now: float) -> None:
+        if self._cipher is not None and payload_type == PayloadType.OUTPUT:
+            payload = self._cipher.encrypt(payload)
         frame = Frame(
             frames.INPUT, self._next_input, payload, payload_type, frames.FLAGS_DATA, created=int(time.time() * 1000)
         )
@@ -304,11 +383,16 @@ class DataChannel:
             )
 
 
-def _encryption_required() -> EncryptionRequired:
-    return EncryptionRequired(
-        "The cluster encrypts its exec sessions with a KMS key (executeCommandConfiguration.kmsKeyId), which this"
-        " client does not support."
-    )
+def _action(kind: str, result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One processed action, done."""
+    return {"ActionType": kind, "ActionStatus": 1, "ActionResult": result, "Error": ""}
+
+
+def _key_request(parameters: Mapping[str, Any]) -> KeyRequest:
+    key_id, challenge = parameters.get("KMSKeyId"), parameters.get("Challenge")
+    if not isinstance(key_id, str) or not key_id or not isinstance(challenge, str | None):
+        raise ChannelError("The agent asks for encryption (KMS) without naming the key.")
+    return KeyRequest(key_id, challenge or None)
 
 
 def _json_object(payload: bytes, what: str) -> dict[str, Any]:

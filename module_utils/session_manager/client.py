@@ -10,11 +10,13 @@ module carries them, and exceptions of the library, which may, are replaced and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,11 +29,15 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from .channel import ChannelError, Closed, DataChannel, EncryptionRequired, Event
+from .channel import ChannelError, Closed, DataChannel, Event, KeyWanted
+from .encryption import DataKey, KeyRequest, KeySource, KeyUnavailable
+
+T = TypeVar("T")
 
 OPEN_TIMEOUT: Final = 10.0  # seconds for proxy, TLS and upgrade together
 CLOSE_TIMEOUT: Final = 1.0  # seconds for the closing hand-shake; nothing depends on it
 MAX_FRAME: Final = 256 * 1024  # bytes; agents send about 1.2 kB
+KEY_TIMEOUT: Final = 12.0  # seconds for KMS; the agent gives the hand-shake up after 15
 LINGER: Final = 1.0  # seconds that output may still come after channel_closed when frames are missing
 
 #: Where AWS tools look for a certificate authority, most specific first.
@@ -94,8 +100,17 @@ class Session:
     patience is over. The socket is read as fast as it delivers, so that acknowledgements never wait for the consumer.
     """
 
-    def __init__(self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        key_source: KeySource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """key_source: gets the data key where the cluster encrypts its sessions; None: such a session is refused."""
         self._url = url
+        self._key_source = key_source
         self.channel = DataChannel(token, clock=clock)
         self._clock = clock
         self._socket: ClientConnection | None = None
@@ -142,20 +157,38 @@ class Session:
             return self._after_timeout()
         except ConnectionClosed as exc:
             raise SessionBroke(_closing_failure(exc)) from None
-        return self._take(message)
+        events = self._take(message)
+        for event in events:
+            if isinstance(event, KeyWanted):
+                await self._provide_key(event.request)
+        return [event for event in events if not isinstance(event, KeyWanted)]
 
     def _take(self, message: str | bytes) -> list[Event]:
         if isinstance(message, str):
             return []  # no text message is defined towards clients
         try:
             events = self.channel.receive(message)
-        except EncryptionRequired as exc:
-            raise NotReachable(str(exc)) from None
         except ChannelError as exc:
             raise SessionBroke(str(exc)) from None
         if any(isinstance(event, Closed) for event in events):
             self._closed_at = self._clock()
         return events
+
+    async def _provide_key(self, request: KeyRequest) -> None:
+        """Get the data key and go on; without one no command can have run."""
+        if self._key_source is None:
+            raise NotReachable(
+                "The cluster encrypts its exec sessions with a KMS key, and no data key can be had here."
+            )
+        await self.flush()  # the acknowledgement, lest the agent asks again meanwhile
+        try:
+            self.channel.provide_key(await in_thread(_bound(self._key_source, request), KEY_TIMEOUT))
+        except KeyUnavailable as exc:
+            raise NotReachable(str(exc)) from None
+        except TimeoutError:
+            raise NotReachable(f"kms:GenerateDataKey did not answer within {KEY_TIMEOUT:.0f} s.") from None
+        except ChannelError as exc:
+            raise NotReachable(str(exc)) from None
 
     def _linger(self) -> tuple[float, ...]:
         return () if self._closed_at is None else (self._closed_at + LINGER,)
@@ -189,6 +222,39 @@ class Session:
         if self._socket is None:
             raise SessionBroke("The session was never opened.")
         return self._socket
+
+
+def _bound(source: KeySource, request: KeyRequest) -> Callable[[], DataKey]:
+    return lambda: source(request)
+
+
+async def in_thread(function: Callable[[], T], timeout: float) -> T:
+    """Run a blocking call in a daemon thread, so that one that hangs cannot keep the process from ending.
+
+    Raises TimeoutError after ``timeout`` seconds, and what the function raises.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except BaseException as exc:  # handed to the waiting task, whatever it is
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop may be closed when a late answer comes
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wait_for(future, None if timeout == float("inf") else max(0.0, timeout))
 
 
 def _opening_failure(exc: Exception, host: str) -> str:

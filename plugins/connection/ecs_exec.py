@@ -187,7 +187,13 @@ class Connection(ConnectionBase):  # type: ignore[misc]
             raise AnsibleConnectionFailure(f"The task can't be found: {explain(exc)}") from None
         ssm = plugin_client(session, options["endpoint_url"], "ssm")
         self._target = target
-        self._aws = Aws(ecs, ssm, session.get_credentials(), ecs.meta.region_name)
+        self._aws = Aws(
+            ecs,
+            ssm,
+            session.get_credentials(),
+            ecs.meta.region_name,
+            lambda: plugin_client(session, options["endpoint_url"], "kms"),
+        )
         self._connected = True
         return self
 

@@ -9,6 +9,7 @@ Commands really run, under a real terminal. ``Mischief`` decides what happens to
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -26,6 +27,8 @@ from typing import Any
 
 from ansible.module_utils.ecs_exec.aws import Started
 from ansible.module_utils.ecs_exec.targets import Target
+from ansible.module_utils.session_manager.encryption import DataKey, KeyRequest, KeyUnavailable
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
@@ -71,12 +74,16 @@ class Mischief:
 
     passing: called with number and frame of each output frame sent for the first time; returns what is really sent.
     acknowledge: whether input is acknowledged, by its number and how often it has come.
+    challenge: what becomes of the encryption challenge before it is sent. answers: what the client made of it, opened.
     """
 
     passing: Callable[[int, bytes], list[bytes]] = lambda number, frame: [frame]
     acknowledge: Callable[[int, int], bool] = lambda number, times: True
     before: list[bytes] = field(default_factory=list)
     handshake: list[dict[str, Any]] | None = None
+    kms: bytes | None = None  # the data key of 64 bytes; the session is encrypted with it
+    challenge: Callable[[bytes], bytes] | None = lambda sealed: sealed  # None: none is sent
+    answers: list[bytes] = field(default_factory=list)
     cut_after: int | None = None  # output frames after which the socket is cut
     refuse_upgrade: int | None = None
     cut_at_open: bool = False
@@ -96,6 +103,8 @@ class Gateway:
         self.opening: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.terminated: list[str] = []
+        self.requests: list[KeyRequest] = []
+        self.responses: list[dict[str, Any]] = []
         self.open_sessions = 0
         self.peak = 0
         self.commands: dict[str, str] = {}
@@ -160,6 +169,12 @@ class Gateway:
     def sign(self, url: str) -> dict[str, str]:
         return {"Authorization": f"signed {url}"}
 
+    def data_key(self, target: Target, session_id: str, request: KeyRequest) -> DataKey:
+        self.requests.append(request)
+        if self.mischief.kms is None:
+            raise KeyUnavailable("kms:GenerateDataKey was denied.")
+        return DataKey(self.mischief.kms, b"sealed")
+
     def diagnose(self, target: Target, code: str, message: str) -> str:
         return f"{code}: {message}"
 
@@ -195,6 +210,7 @@ class _Agent:
         self.input_early: dict[int, tuple[int, bytes]] = {}
         self.seen: dict[int, int] = {}
         self.handshaken = asyncio.Event()
+        self.proven = asyncio.Event()
         self.master = -1
 
     async def run(self) -> None:
@@ -232,7 +248,24 @@ class _Agent:
         waits = [asyncio.ensure_future(self.handshaken.wait()), asyncio.ensure_future(self.socket.wait_closed())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         waits[0].cancel()
+        if self.mischief.kms is not None and self.mischief.challenge is not None:
+            secret = os.urandom(64)
+            sealed = self.mischief.challenge(self.seal(secret))
+            await self.send(json.dumps({"Challenge": base64.b64encode(sealed).decode()}).encode(), 8)
+            waits = [asyncio.ensure_future(self.proven.wait()), asyncio.ensure_future(self.socket.wait_closed())]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            waits[0].cancel()
+            assert self.socket.close_code is not None or self.mischief.answers[-1] == secret
         await self.send(b'{"HandshakeTimeToComplete":1,"CustomerMessage":"This session is encrypted {"}', 7)
+
+    def seal(self, data: bytes) -> bytes:
+        assert self.mischief.kms is not None
+        nonce = os.urandom(12)
+        return nonce + AESGCM(self.mischief.kms[:32]).encrypt(nonce, data, None)
+
+    def unseal(self, data: bytes) -> bytes:
+        assert self.mischief.kms is not None
+        return AESGCM(self.mischief.kms[32:]).decrypt(data[:12], data[12:], None)
 
     async def command(self) -> None:
         argv = shlex.split(self.gateway.commands[self.identifier])
@@ -260,6 +293,8 @@ class _Agent:
 
     async def send(self, payload: bytes, payload_type: int) -> None:
         number, self.number = self.number, self.number + 1
+        if self.mischief.kms is not None and payload_type == 1:
+            payload = self.seal(payload)
         frame = output(number, payload, payload_type)
         self.unacknowledged[number] = frame
         if self.mischief.cut_after is not None and number >= self.mischief.cut_after:
@@ -318,10 +353,15 @@ class _Agent:
             kind, data = self.input_early.pop(self.input_expected)
             self.input_expected += 1
             if kind == 6:
+                self.gateway.responses.append(json.loads(data))
                 statuses = [action["ActionStatus"] for action in json.loads(data)["ProcessedClientActions"]]
                 if all(status == 1 for status in statuses):
                     self.handshaken.set()
+            elif kind == 9:
+                self.mischief.answers.append(self.unseal(base64.b64decode(json.loads(data)["Challenge"])))
+                self.proven.set()
             elif kind == 1 and self.master >= 0:
+                data = self.unseal(data) if self.mischief.kms is not None else data
                 with contextlib.suppress(OSError):
                     await asyncio.get_running_loop().run_in_executor(None, self.write_terminal, data)
 

@@ -168,7 +168,11 @@ FATAL = {
         "session_broke",
         "stopped answering",
     ),
-    "an encrypted session": (Mischief(handshake=[{"ActionType": "KMSEncryption"}]), "unreachable", "KMS"),
+    "encryption without a key": (
+        Mischief(handshake=[{"ActionType": "KMSEncryption"}]),
+        "session_broke",
+        "without naming the key",
+    ),
     "no shell": (
         Mischief(
             before=[closing('Unable to start command: Failed to start pty: exec: "/bin/sh": not found')], silent=True
