@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 CORPUS = Path(__file__).parents[1] / "tests" / "data" / "maillog"
-_PREFIX = re.compile(r"(?:\d{4}-\d\d-\d\dT\S+|[A-Z][a-z]{2} [ \d]\d [\d:]{8}) (\S+) sendmail\[\d+\]: ")
+_PREFIX = re.compile(r"(?:\d{4}-\d\d-\d\dT\S+|[A-Z][a-z]{2} [ \d]\d [\d:]{8}) (\S+ [\w-]+)\[\d+\]: ")
 _QUEUE_ID = re.compile(r"(?<!\w)6A[OPT]\w{11}(?!\w)", re.ASCII)
 _LOCAL_PART = re.compile(r"(?<=<)[^<>@\s\"%]+(?=@[\w.-]+>)")
 # How many people there are: some get the same answer again and again.
@@ -31,7 +31,7 @@ def _template(line: str) -> str:
     person = _LOCAL_PART.search(text)
     if person is not None:
         text = text.replace(f"<{person.group()}@", "<%(person)s@")
-    return _PREFIX.sub(r"%(time)s \1 sendmail[%(pid)d]: ", _QUEUE_ID.sub("%(id)s", text), count=1)
+    return _PREFIX.sub(r"%(time)s \1[%(pid)d]: ", _QUEUE_ID.sub("%(id)s", text), count=1)
 
 
 def lines(sources: list[str], count: int, start: float, seconds: float) -> Iterator[tuple[int, str]]:
