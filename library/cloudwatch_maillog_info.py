@@ -46,6 +46,21 @@ options:
     description: What the deployment's metric filter looks for; lines that contain it are counted as it counts.
     type: str
     default: dsn=5
+  metric_lines:
+    description: The runbook's condition is more than so many lines of the metric.
+    type: int
+    default: 15
+  metric_minutes:
+    description: The length of the window in which they are counted, in minutes.
+    type: int
+    default: 30
+  metric_hold_minutes:
+    description: How long that has to last before the alert fires, in minutes.
+    type: int
+    default: 15
+  fired_at:
+    description: When the alert fired, RFC 3339. Left out, nothing is said of that moment.
+    type: str
   own_hosts:
     description: Names of the host to which the tiers relay mail for our own users.
     type: list
@@ -145,7 +160,19 @@ tiers:
       returned: always
     peak:
       description:
-        - The largest count of the metric's lines in 30 minutes over all tiers together, as the metric has no dimension.
+        - The largest count of the metric's lines in O(metric_minutes) over all tiers together, as the metric has no
+          dimension.
+      type: dict
+      returned: always
+    change:
+      description:
+        - When it began and whether it goes on, from the metric's lines of all tiers together. C(state) (C(none),
+          C(steady), C(ongoing) or C(ended)), C(onset) and C(ended) (the minute of the change, null where no minute
+          stands out), C(before) and C(since) (C(lines), C(minutes), C(per_minute)).
+        - C(condition), whether the runbook's condition holds (C(state) C(holds), C(ended), C(not_met) or C(unknown),
+          C(now), C(when_fired), C(from), C(until)), and C(deployed_rule), what the deployment's rule makes of the same
+          lines (C(increase_now), C(increase_when_fired), C(over_now), C(over_when_fired)).
+        - Null when no log could be read; from a part of the logs it is a lower bound, as RV(status) says.
       type: dict
       returned: always
     by_tier:
@@ -170,8 +197,8 @@ tiers:
         bounces:
           description:
             - C(lines) that hold the metric's pattern, C(bounced_lines), C(messages), C(recipients), the largest count
-              of lines in 30 minutes (C(peak)), and the bounces by C(codes), C(reasons), C(providers), C(domains),
-              C(sender_domains), C(senders), C(relays), C(replies), with masked C(samples).
+              of lines in O(metric_minutes) (C(peak)), and the bounces by C(codes), C(reasons), C(providers),
+              C(domains), C(sender_domains), C(senders), C(relays), C(replies), with masked C(samples).
           type: dict
           returned: always
         unseen:
@@ -184,7 +211,16 @@ tiers:
           elements: dict
           returned: always
         deferrals:
-          description: Temporary failures; C(lines), C(messages), C(codes), C(reasons), C(relays).
+          description:
+            - Temporary failures; C(lines) (attempts), C(messages) and C(recipients) (each once), the largest count of
+              lines in 10 minutes (C(peak)), C(codes), C(reasons) (with the number of C(domains)), C(relays),
+              C(providers), C(replies), and those at our own imap host (C(own_host)).
+          type: dict
+          returned: always
+        expired:
+          description:
+            - Messages given up after days in the queue; C(messages), C(recipients), C(causes) (the reason of the last
+              attempt as C(cause), null where its line is not in the window).
           type: dict
           returned: always
         timeline:
@@ -215,6 +251,7 @@ from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
 
 try:
     from ansible.module_utils.maillog.aggregate import TierAggregator, peak_of, unavailable_tier
+    from ansible.module_utils.maillog.change import Rule, change
     from ansible.module_utils.maillog.crew import Crew, Tally
     from ansible.module_utils.maillog.reasons import Classifier
 except ImportError:
@@ -239,6 +276,10 @@ ARGUMENTS: dict[str, Any] = {
     "start": {"type": "str", "required": True},
     "end": {"type": "str", "required": True},
     "metric_pattern": {"type": "str", "default": "dsn=5"},
+    "metric_lines": {"type": "int", "default": 15},
+    "metric_minutes": {"type": "int", "default": 30},
+    "metric_hold_minutes": {"type": "int", "default": 15},
+    "fired_at": {"type": "str"},
     "own_hosts": {"type": "list", "elements": "str", "default": ["imap.cabal.internal"]},
     "reason_rules": {"type": "dict", "required": True},
     "providers": {"type": "dict", "required": True},
@@ -290,11 +331,26 @@ def window(module: Any) -> tuple[int, int]:
     return start, end
 
 
+def fired_at(module: Any) -> int | None:
+    """When the alert fired in milliseconds; None without a page."""
+    given = module.params["fired_at"]
+    if not given:
+        return None
+    try:
+        return epoch_ms(given)
+    except ValueError as error:
+        module.fail_json(msg=f"The option fired_at can't be read: {error}.")
+        raise AssertionError("fail_json ends the process") from error
+
+
 def check(module: Any) -> None:
     """What the argument specification can't say."""
     tiers = [group["tier"] for group in module.params["groups"]]
     if not tiers or len(set(tiers)) != len(tiers):
         module.fail_json(msg="The option groups must name each tier once, and at least one.")
+    for name in ("metric_lines", "metric_minutes", "metric_hold_minutes"):
+        if module.params[name] < (0 if name == "metric_lines" else 1):
+            module.fail_json(msg=f"The option {name} must be {0 if name == 'metric_lines' else 1} or more.")
     if module.params["requests_per_second"] <= 0:
         module.fail_json(msg="The option requests_per_second must be above 0.")
     if module.params["deadline"] <= 0:
@@ -312,6 +368,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
     options = module.params
     start, end = window(module)
     check(module)
+    fired = fired_at(module)
     work_dir = options["work_dir"]
     masker = Masker(load_or_create_key(work_dir) if work_dir else secrets.token_bytes(32))
     try:
@@ -323,8 +380,8 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
     aggregators = {
         group["tier"]: TierAggregator(
             group["tier"], group["log_group"], classifier, masker, start, end,
-            metric_pattern=options["metric_pattern"], own_hosts=options["own_hosts"],
-            max_samples=options["max_samples"],
+            metric_pattern=options["metric_pattern"], metric_minutes=options["metric_minutes"],
+            own_hosts=options["own_hosts"], max_samples=options["max_samples"],
         )
         for group in options["groups"]
     }  # fmt: skip
@@ -347,6 +404,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         pages += 1
         events += page.size()
         progress.show(pages, events)
+    rule = Rule(options["metric_lines"], options["metric_minutes"], options["metric_hold_minutes"])
     by_tier, reasons = {}, []
     seconds: Counter[int] = Counter()
     why = {tier: reader.why(tier, group) for tier, group in groups}
@@ -359,7 +417,9 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             seconds.update(tally.metric_seconds)
         else:
             why[tier] = [*why[tier], *([str(tally)] if tally else [])]
-            by_tier[tier] = unavailable_tier(tier, group, why[tier], exists=reader.outcomes[tier].exists)
+            by_tier[tier] = unavailable_tier(
+                tier, group, why[tier], exists=reader.outcomes[tier].exists, metric_minutes=options["metric_minutes"]
+            )
         reasons += why[tier]
     if work_dir:
         write_failed(work_dir, [row for tally in tallies.values() if isinstance(tally, Tally) for row in tally.failed])
@@ -375,7 +435,8 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             "seconds": round(time.monotonic() - started, 3),
         },
         # The alert's metric has no dimension: it counts the lines of all tiers together.
-        "peak": peak_of(seconds),
+        "peak": peak_of(seconds, options["metric_minutes"]),
+        "change": change(seconds, start, end, rule, fired) if read else None,
         "by_tier": by_tier,
     }
 

@@ -27,14 +27,19 @@ class Rule:
     pattern: str  # what the metric filter counts lines of
     lines: int  # the rule fires above this many
     minutes: int  # in a window this long
+    hold_minutes: int  # and for this long
     look_back_minutes: int  # before startsAt: the rule's window, its `for`, and the exporter's delay
     runbook: str
 
 
-SUPPORTED = {"SendmailBouncedSpike": Rule("dsn=5", 15, 30, 48, "sendmail-bounced-spike.md")}
-DEFAULT_NAME = "SendmailBouncedSpike"
+BOUNCED, DEFERRED = "SendmailBouncedSpike", "SendmailDeferredSpike"
+SUPPORTED = {
+    BOUNCED: Rule("dsn=5", 15, 30, 15, 48, "sendmail-bounced-spike.md"),
+    DEFERRED: Rule("stat=Deferred", 10, 10, 15, 28, "sendmail-deferred-spike.md"),
+}
+DEFAULT_NAME = BOUNCED
 # Rules that a deployment has and that no triage exists for yet.
-OTHERS = ("SendmailDeferredSpike", "heartbeat-ecs-reconfigure")
+OTHERS = ("heartbeat-ecs-reconfigure",)
 
 MAX_PAYLOAD_BYTES = 1_000_000
 # How far the pager's clock may be ahead of ours.
@@ -190,7 +195,12 @@ def section(
             "fired_at": format_rfc3339(alert.starts_at) if alert else None,
             "minutes": round((until - since).total_seconds() / 60, 1),
         },
-        "threshold": {"pattern": rule.pattern, "lines": rule.lines, "minutes": rule.minutes},
+        "threshold": {
+            "pattern": rule.pattern,
+            "lines": rule.lines,
+            "minutes": rule.minutes,
+            "hold_minutes": rule.hold_minutes,
+        },
         "runbook": rule.runbook,
     }
 

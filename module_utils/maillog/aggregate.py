@@ -27,6 +27,7 @@ from .records import Delivery, Notice, Other, Received, Record, Rejection, split
 from .taskslog import TaskLog
 
 PEAK_MINUTES = 30
+DEFERRAL_PEAK_MINUTES = 10
 LOCAL = "(local)"
 OWN_HOST = "(own host)"
 _NEVER = 1 << 62
@@ -74,6 +75,24 @@ class _Tally:
         self.recipients = 0
 
 
+class _Held:
+    """Recipients and lines of deferrals of one kind, by reason."""
+
+    __slots__ = ("lines", "reasons", "recipients")
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.recipients = 0
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, reason: str, recipients: int) -> None:
+        """Count one line and the recipients that it names for the first time."""
+        self.lines += 1
+        self.recipients += recipients
+        if recipients:
+            self.reasons[reason] += recipients
+
+
 class _Provider:
     __slots__ = ("attempts", "messages", "mx", "name", "reasons", "recipients", "sent")
 
@@ -97,6 +116,7 @@ class TierAggregator:
         masker: masks addresses.
         start_ms, end_ms: the window, milliseconds since 1970; lines whose own time is before it are old ones repeated.
         metric_pattern: what the deployment's metric filter looks for; a substring of the line.
+        metric_minutes: the length of the alert rule's window, in minutes.
         own_hosts: names of the host that the smtp tiers relay to.
         max_samples: sample lines kept, one a reason and code.
     """
@@ -111,6 +131,7 @@ class TierAggregator:
         end_ms: int,
         *,
         metric_pattern: str = "dsn=5",
+        metric_minutes: int = PEAK_MINUTES,
         own_hosts: Iterable[str] = ("imap.cabal.internal",),
         max_samples: int = 20,
         receives_from_tiers: bool | None = None,
@@ -121,7 +142,7 @@ class TierAggregator:
         self._classifier = classifier
         self._masker = masker
         self._start, self._end = start_ms, end_ms
-        self._pattern = metric_pattern
+        self._pattern, self._metric_minutes = metric_pattern, metric_minutes
         self._own = frozenset(host.lower().strip("[].") for host in own_hosts)
         self._max_samples = max_samples
         self._inner = tier == "imap" if receives_from_tiers is None else receives_from_tiers
@@ -183,7 +204,14 @@ class TierAggregator:
         self._deferral_codes: Counter[str] = Counter()
         self._deferral_reasons: dict[tuple[str, str], _Tally] = {}
         self._deferral_relays: Counter[tuple[str | None, str | None]] = Counter()
-        self._late: dict[int, dict[int, int]] = {}
+        self._deferral_seconds: Counter[int] = Counter()
+        self._deferral_pairs = DigestSet()
+        self._deferral_reason_pairs = DigestSet()
+        self._deferral_domains: set[tuple[str, str, str]] = set()
+        self._deferral_providers: dict[str, _Held] = {}
+        self._deferral_own = _Held()
+        self._deferral_replies: Counter[tuple[str, str, str, str]] = Counter()
+        self._late: dict[int, dict[int, tuple[int, str, str]]] = {}
         self._expired: dict[int, int] = {}
 
     # -- input ---------------------------------------------------------------------------------------------------------
@@ -268,12 +296,12 @@ class TierAggregator:
         count = to.count(",") + 1 if '"' not in to and "\\" not in to else len(split_recipients(to))
         self._kinds[outcome] += 1
         self._deliveries[outcome] += count
-        self._attempt(record, count, outcome == "sent")
+        provider = self._attempt(record, count, outcome == "sent")
         if outcome == "sent":
             self._minute(when)[_SENT] += count
         elif outcome == "deferred":
             self._minute(when)[_DEFERRED] += count
-            self._deferral(record, when, count)
+            self._deferral(record, when, provider)
 
     def _attempt(self, record: Delivery, count: int, sent: bool) -> _Provider | None:
         """Count an attempt for the provider that was spoken to; None for our own hosts and local delivery."""
@@ -392,7 +420,8 @@ class TierAggregator:
             self._own_reasons[reason.id] += count
             self._own_codes[code] += count
         self._from_origin(message_digest, count)
-        self._reply(text, reason, provider.name if provider else OWN_HOST if own else LOCAL, code, count)
+        where = provider.name if provider else OWN_HOST if own else LOCAL
+        self._count_reply(self._replies, text, reason, where, code, count)
         self._sample(reason, code, when, stream, message)
         self._fail(fresh, record, reason, code, when)
 
@@ -410,11 +439,14 @@ class TierAggregator:
         if not reason.tells:
             self._tells[key] = False
 
-    def _reply(self, text: str, reason: Reason, provider: str, code: str, count: int) -> None:
+    @staticmethod
+    def _count_reply(
+        replies: Counter[tuple[str, str, str, str]], text: str, reason: Reason, provider: str, code: str, count: int
+    ) -> None:
         key = (text, reason.id, provider, code)
-        if key not in self._replies and len(self._replies) >= _MAX_REPLIES:
+        if key not in replies and len(replies) >= _MAX_REPLIES:
             key = ("(more distinct replies than are kept)", reason.id, "", "")
-        self._replies[key] += count
+        replies[key] += count
 
     def _sample(self, reason: Reason, code: str, when: int, stream: str, message: str) -> None:
         """The earliest line of each reason and code."""
@@ -448,21 +480,40 @@ class TierAggregator:
         elif when > self._span[1]:
             self._span[1] = when
 
-    def _deferral(self, record: Delivery, when: int, count: int) -> None:
+    def _deferral(self, record: Delivery, when: int, provider: _Provider | None) -> None:
         recipients = record.recipients()
-        reason = self._judge(record, recipients).reason
-        message = hash(record.queue_id)
+        reason, text = self._judge(record, recipients)
+        queue_id, message = record.queue_id, hash(record.queue_id)
+        code = record.dsn or "none"
         self._deferral_lines += 1
+        self._deferral_seconds[when // 1000] += 1
         self._deferred_messages.add(message)
-        self._deferral_codes[record.dsn or "none"] += 1
+        self._deferral_codes[code] += 1
         self._deferral_relays[record.relay, record.relay_ip] += 1
+        count = 0
+        for address in recipients:
+            digest = hash((queue_id, address.lower()))
+            self._deferral_pairs.add(digest)
+            count += self._deferral_reason_pairs.add(hash((digest, reason.id)))
+            if provider is not None and len(self._deferral_domains) < _MAX_KEYS:
+                self._deferral_domains.add((reason.id, reason.fault, _domain(address)))
         self._tally(self._deferral_reasons, reason, message, 1, count)
+        if provider is not None:
+            held = self._deferral_providers.get(provider.name)
+            if held is None:
+                held = self._deferral_providers[provider.name] = _Held()
+            held.add(reason.id, count)
+        elif record.relay in self._own:
+            self._deferral_own.add(reason.id, count)
+        where = provider.name if provider else OWN_HOST if record.relay in self._own else LOCAL
+        self._count_reply(self._deferral_replies, text, reason, where, code, count)
         if "+" in record.delay:
-            # A day and more in the queue: the recipients that are given up, should it come to that.
-            held = self._late.setdefault(message, {})
+            # A day and more in the queue: the recipients that are given up, should it come to that, and why.
+            late = self._late.setdefault(message, {})
+            last = (when, reason.id, reason.fault)
             for address in recipients:
                 digest = hash(address.lower())
-                held[digest] = max(when, held.get(digest, 0))
+                late[digest] = max(last, late.get(digest, last))
 
     def _received(self, record: Received) -> None:
         self._kinds["received"] += 1
@@ -632,7 +683,7 @@ class TierAggregator:
                 "deferred": self._deliveries["deferred"],
                 "bounced": self._deliveries["bounced"],
                 "rejected": self._deliveries["rejected"],
-                "expired": expired,
+                "expired": expired["recipients"],
             },
             "bounces": self._bounces(),
             "unseen": self._unseen_section(),
@@ -640,19 +691,8 @@ class TierAggregator:
                 {"reason": reason, "code": code, "text": text, "lines": lines}
                 for (reason, code, text), lines in _top(self._rejects)
             ],
-            "deferrals": {
-                "lines": self._deferral_lines,
-                "messages": len(self._deferred_messages),
-                "codes": [
-                    {"code": code, "lines": lines, "text": self._classifier.code_text(code) if code != "none" else None}
-                    for code, lines in _top(self._deferral_codes)
-                ],
-                "reasons": self._reason_rows(self._deferral_reasons),
-                "relays": [
-                    {"relay": relay, "ip": address, "lines": lines}
-                    for (relay, address), lines in _top(self._deferral_relays)
-                ],
-            },
+            "deferrals": self._deferrals(),
+            "expired": expired,
             "timeline": [
                 {"minute": format_rfc3339(minute * 60_000), **dict(zip(_MINUTE_FIELDS, counts, strict=True))}
                 for minute, counts in sorted(self._minutes.items())
@@ -674,16 +714,69 @@ class TierAggregator:
             self._tally(self._reasons, judged.reason, digest, 0, 1)
             self._domains[LOCAL if self._inner else "(not logged)"] += 1
             self._from_origin(digest, 1)
-            self._reply(judged.text, judged.reason, LOCAL, "none", 1)
+            self._count_reply(self._replies, judged.text, judged.reason, LOCAL, "none", 1)
         self._noticed.clear()
 
-    def _settle_expired(self) -> int:
-        """Recipients given up: those whose last deferral was just before; one where no line names them."""
-        total = 0
+    def _settle_expired(self) -> dict[str, Any]:
+        """Recipients given up: those whose last deferral was just before; one where no line names them.
+
+        `cause` is the reason of the last attempt; null where its line is not in the window.
+        """
+        causes: Counter[tuple[str | None, str | None]] = Counter()
         for digest, when in self._expired.items():
             late = self._late.get(digest, {})
-            total += max(1, sum(1 for last in late.values() if when - _EXPIRY_MS <= last <= when + 1000))
-        return total
+            last = [held for held in late.values() if when - _EXPIRY_MS <= held[0] <= when + 1000]
+            causes.update((reason, fault) for _, reason, fault in last)
+            if not last:
+                causes[None, None] += 1
+        return {
+            "messages": len(self._expired),
+            "recipients": sum(causes.values()),
+            "causes": [
+                {"cause": reason, "fault": fault, "recipients": count} for (reason, fault), count in _top(causes)
+            ],
+        }
+
+    def _deferrals(self) -> dict[str, Any]:
+        domains = Counter((reason, fault) for reason, fault, _ in self._deferral_domains)
+        return {
+            "lines": self._deferral_lines,
+            "messages": len(self._deferred_messages),
+            "recipients": len(self._deferral_pairs),
+            "peak": peak_of(self._deferral_seconds, DEFERRAL_PEAK_MINUTES),
+            "codes": [
+                {"code": code, "lines": lines, "text": self._classifier.code_text(code) if code != "none" else None}
+                for code, lines in _top(self._deferral_codes)
+            ],
+            "reasons": [
+                {**row, "domains": domains[row["reason"], row["fault"]]}
+                for row in self._reason_rows(self._deferral_reasons)
+            ],
+            "relays": [
+                {"relay": relay, "ip": address, "lines": lines}
+                for (relay, address), lines in _top(self._deferral_relays)
+            ],
+            "providers": [
+                {
+                    "provider": name,
+                    "lines": held.lines,
+                    "recipients": held.recipients,
+                    "reasons": dict(_top(held.reasons)),
+                }
+                for name, held in sorted(
+                    self._deferral_providers.items(), key=lambda item: (-item[1].recipients, -item[1].lines, item[0])
+                )[:_TOP]
+            ],
+            "replies": [
+                {"text": text, "reason": reason, "provider": provider, "recipients": count, "code": code}
+                for (text, reason, provider, code), count in _top(self._deferral_replies)
+            ],
+            "own_host": {
+                "lines": self._deferral_own.lines,
+                "recipients": self._deferral_own.recipients,
+                "reasons": dict(_top(self._deferral_own.reasons)),
+            },
+        }
 
     def _name_senders(self) -> None:
         for row in self.failed:
@@ -732,7 +825,7 @@ class TierAggregator:
             "bounced_lines": self._bounced_lines,
             "messages": len(self._messages),
             "recipients": recipients,
-            "peak": peak_of(self.metric_seconds),
+            "peak": peak_of(self.metric_seconds, self._metric_minutes),
             "first": _time(self._span[0] if self._span else None),
             "last": _time(self._span[1] if self._span else None),
             "ongoing_lines_last_10m": sum(
@@ -847,7 +940,9 @@ class TierAggregator:
         }
 
 
-def unavailable_tier(tier: str, log_group: str, reasons: list[str], *, exists: bool | None) -> dict[str, Any]:
+def unavailable_tier(
+    tier: str, log_group: str, reasons: list[str], *, exists: bool | None, metric_minutes: int = PEAK_MINUTES
+) -> dict[str, Any]:
     """The section of a tier whose log group could not be read: every number is unknown."""
     return {
         "tier": tier,
@@ -860,7 +955,7 @@ def unavailable_tier(tier: str, log_group: str, reasons: list[str], *, exists: b
         "deliveries": dict.fromkeys(("sent", "deferred", "bounced", "rejected", "expired")),
         "bounces": {
             "lines": None, "bounced_lines": None, "messages": None, "recipients": None,
-            "peak": {"lines": None, "start": None, "end": None, "minutes": PEAK_MINUTES},
+            "peak": {"lines": None, "start": None, "end": None, "minutes": metric_minutes},
             "first": None, "last": None, "ongoing_lines_last_10m": None, "codes": [], "reasons": [], "providers": [],
             "domains": [], "sender_domains": [], "senders": [], "relays": [], "replies": [], "samples": [],
             "own_host": {"recipients": None, "relay": None, "reasons": {}, "codes": {}},
@@ -870,7 +965,13 @@ def unavailable_tier(tier: str, log_group: str, reasons: list[str], *, exists: b
             "kinds": dict.fromkeys(("reject_553", "user_unknown", "other_reject")),
         },
         "rejects": [],
-        "deferrals": {"lines": None, "messages": None, "codes": [], "reasons": [], "relays": []},
+        "deferrals": {
+            "lines": None, "messages": None, "recipients": None,
+            "peak": {"lines": None, "start": None, "end": None, "minutes": DEFERRAL_PEAK_MINUTES},
+            "codes": [], "reasons": [], "relays": [], "providers": [], "replies": [],
+            "own_host": {"lines": None, "recipients": None, "reasons": {}},
+        },
+        "expired": {"messages": None, "recipients": None, "causes": []},
         "timeline": [],
         "tasks": {},
     }  # fmt: skip
@@ -902,18 +1003,19 @@ def _top(counts: Counter[Any]) -> list[tuple[Any, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))[:_TOP]
 
 
-def peak_of(seconds: Mapping[int, int]) -> dict[str, Any]:
-    """The largest count of the metric's lines in any 30 minutes, to the second; the earliest of equals.
+def peak_of(seconds: Mapping[int, int], minutes: int = PEAK_MINUTES) -> dict[str, Any]:
+    """The largest count of lines in any window of so many minutes, to the second; the earliest of equals.
 
     Args:
         seconds: lines by second since 1970; those of several tiers may be added up.
+        minutes: how long the window is.
     """
     best, best_start = 0, None
     ordered = sorted(seconds)
     inside, tail = 0, 0
     for second in ordered:
         inside += seconds[second]
-        while ordered[tail] <= second - PEAK_MINUTES * 60:
+        while ordered[tail] <= second - minutes * 60:
             inside -= seconds[ordered[tail]]
             tail += 1
         if inside > best:
@@ -922,8 +1024,8 @@ def peak_of(seconds: Mapping[int, int]) -> dict[str, Any]:
     return {
         "lines": best,
         "start": _time(start),
-        "end": _time(None if start is None else start + PEAK_MINUTES * 60_000),
-        "minutes": PEAK_MINUTES,
+        "end": _time(None if start is None else start + minutes * 60_000),
+        "minutes": minutes,
     }
 
 

@@ -139,9 +139,9 @@ def test_what_fires_goes_before_what_is_resolved() -> None:
 
 
 def test_an_alert_without_triage_beside_one_with_it_does_not_stand_in_the_way() -> None:
-    other = entry(labels={"alertname": "SendmailDeferredSpike"}, fingerprint="bbbb")
+    other = entry(labels={"alertname": "heartbeat-ecs-reconfigure"}, fingerprint="bbbb")
     assert choose(body(other, entry())).fingerprint == "aaaa"
-    with pytest.raises(page.AlertError, match="'SendmailDeferredSpike' is a Cabalmail alert without a triage"):
+    with pytest.raises(page.AlertError, match="'heartbeat-ecs-reconfigure' is a Cabalmail alert without a triage"):
         choose(body(other))
     with pytest.raises(page.AlertError, match="'DiskFull' is not an alert that is known here; supported: Sendmail"):
         choose(body(entry(labels={"alertname": "DiskFull"})))
@@ -228,4 +228,14 @@ def test_section() -> None:
         "fired_at": "2026-11-24T21:55:00Z",
         "minutes": 53.0,
     }
-    assert section["threshold"] == {"pattern": "dsn=5", "lines": 15, "minutes": 30}
+    assert section["threshold"] == {"pattern": "dsn=5", "lines": 15, "minutes": 30, "hold_minutes": 15}
+
+
+def test_the_deferred_spike_has_its_own_window_threshold_and_runbook() -> None:
+    chosen = choose(body(entry(labels={"alertname": "SendmailDeferredSpike", "environment": "prod"})))
+    rule = page.SUPPORTED[chosen.name]
+    span = page.window(NOW, None, None, chosen.starts_at, rule.look_back_minutes)
+    section = page.section(chosen.name, "payload", chosen, span, "prod")
+    assert section["window"]["start"] == "2026-11-24T21:27:00Z"
+    assert section["threshold"] == {"pattern": "stat=Deferred", "lines": 10, "minutes": 10, "hold_minutes": 15}
+    assert section["runbook"] == "sendmail-deferred-spike.md"

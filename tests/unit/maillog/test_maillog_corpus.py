@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 from ansible.module_utils.maillog.parser import Parser
 from ansible.module_utils.maillog.records import Delivery, Notice, Rejection
-from maillog_corpus import NOW, counts, lines, section, truth
+from maillog_corpus import NOW, aggregate, counts, events, lines, section, truth
 
 FILES = sorted(counts())
 # The log lacks what the truth has, by LogLevel; the numbers there are lower bounds by nature.
@@ -165,3 +166,46 @@ def test_nothing_returned_names_an_address() -> None:
             # Names shorter than this are words of the language as well.
             if len(local.strip('"')) > 6 and "=" not in local:
                 assert local not in text, (name, row["recipient"])
+
+
+def delay_of(name: str, row: dict[str, Any]) -> str:
+    found = re.search(r"\bdelay=([^,]*)", lines(name)[row["line"] - 1])
+    return found[1] if found else ""
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_a_message_given_up_keeps_the_reason_of_its_last_attempt(name: str) -> None:
+    gone = [row for row in truth()[name] if row["outcome"] == "expired"]
+    # The try after days, which a line reports; what was only ever queued for DNS has none, so its cause is not known.
+    tried = {(r["queue_id"], r["recipient"]) for r in truth()[name] if r.get("line") and "+" in delay_of(name, r)}
+    known = Counter(
+        (row["cause"], row["cause_fault"]) if (row["queue_id"], row["recipient"]) in tried else (None, None)
+        for row in gone
+    )
+    found = section(name)["expired"]
+    assert {(row["cause"], row["fault"]): row["recipients"] for row in found["causes"]} == known
+    assert (found["recipients"], found["messages"]) == (len(gone), len({row["queue_id"] for row in gone}))
+
+
+def test_a_message_whose_last_attempt_is_not_in_the_window_has_no_cause() -> None:
+    name = "smtp-out.retries.maillog"
+    alone = [event for event in events(name) if "Cannot send message for 4 days" in event.message]
+    found = aggregate(alone, "smtp-out").result("complete", [])["expired"]
+    assert found == {"messages": 6, "recipients": 6, "causes": [{"cause": None, "fault": None, "recipients": 6}]}
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_recipients_that_wait_count_once_however_often_it_was_tried(name: str) -> None:
+    rows_ = [row for row in truth()[name] if row["outcome"] == "deferred" and row.get("line")]
+    found = section(name)["deferrals"]
+    assert found["recipients"] == len({(row["queue_id"], row["recipient"].lower()) for row in rows_})
+    by_reason = Counter[str]()
+    for row in found["reasons"]:
+        by_reason[row["reason"]] += row["recipients"]
+    known = Counter(reason for _, _, reason in {(r["queue_id"], r["recipient"].lower(), r["reason"]) for r in rows_})
+    wrong = sum(abs(by_reason.get(reason, 0) - known[reason]) for reason in {*by_reason, *known})
+    assert wrong <= 2, (by_reason, known)
+    at_imap = {(row["queue_id"], row["recipient"]) for row in rows_ if row["mx_host"] == "imap.cabal.internal"}
+    assert found["own_host"]["recipients"] == len(at_imap)
+    assert found["peak"]["minutes"] == 10
+    assert found["peak"]["lines"] <= found["lines"]

@@ -51,7 +51,19 @@ def healthy_log(tier: str) -> dict[str, Any]:
             "reasons": [],
             "kinds": {"reject_553": 0, "user_unknown": 0, "other_reject": 0},
         },
-        "deferrals": {"lines": 0, "messages": 0, "codes": [], "reasons": [], "relays": []},
+        "deferrals": {
+            "lines": 0,
+            "messages": 0,
+            "recipients": 0,
+            "peak": {"lines": 0},
+            "codes": [],
+            "reasons": [],
+            "relays": [],
+            "providers": [],
+            "replies": [],
+            "own_host": {"lines": 0, "recipients": 0, "reasons": {}},
+        },
+        "expired": {"messages": 0, "recipients": 0, "causes": []},
         "timeline": [],
     }
 
@@ -72,7 +84,7 @@ def triage() -> dict[str, Any]:
             state="firing",
             starts_at="2026-11-24T21:48:00Z",
             window={"start": START, "end": END, "fired_at": END, "minutes": 48},
-            threshold={"pattern": "dsn=5", "lines": 15, "minutes": 30},
+            threshold={"pattern": "dsn=5", "lines": 15, "minutes": 30, "hold_minutes": 15},
         ),
         "tiers": complete(peak={"lines": 0}, by_tier={tier: healthy_log(tier) for tier in TASKS}),
         "environment": complete(
@@ -134,4 +146,11 @@ def table() -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def options() -> dict[str, Any]:
     """The role's thresholds."""
-    return {"minimum_recipients": 5, "provider_share": 0.7, "silent_minutes": 18, "control_domain": "control.example"}
+    return {
+        "minimum_recipients": 5,
+        "provider_share": 0.7,
+        "silent_minutes": 18,
+        "many_domains": 3,
+        "queue_messages": 50,
+        "control_domain": "control.example",
+    }
