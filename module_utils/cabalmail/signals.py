@@ -10,9 +10,11 @@ never counts as zero. Nothing here decides anything; the conditions stand in ``d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from .alert import DEFERRED, SUPPORTED
 
 Facts = Mapping[str, Any]
 
@@ -35,11 +37,16 @@ def build_signals(triage: Facts, options: Facts) -> dict[str, Any]:
     :returns: nested dictionaries, the namespace of the conditions and texts in ``data/findings.yml``.
     """
     tiers = section(triage, "tiers").get("by_tier") or {}
+    bounces, deferrals = bounce_signals(triage, tiers, options), deferral_signals(triage, tiers, options)
     return {
         "options": dict(options),
         "names": names(triage, options),
         "alert": alert_signals(triage),
-        "bounces": bounce_signals(triage, tiers, options),
+        "spike": spike_signals(triage, bounces, deferrals),
+        "bounces": bounces,
+        "deferrals": deferrals,
+        "milter": milter_signals(triage, tiers),
+        "queues": queue_signals(triage, options),
         "out": outgoing_signals(tiers.get("smtp-out"), options),
         "dns": dns_signals(section(triage, "deliverability")),
         "own": own_host_signals(tiers),
@@ -82,8 +89,14 @@ def alert_signals(triage: Facts) -> dict[str, Any]:
     """What started the run."""
     alert = section(triage, "alert")
     threshold = alert.get("threshold") or {}
+    deferred = alert.get("name") == DEFERRED
     return {
         "name": alert.get("name"),
+        "deferred": deferred,
+        "bounced": not deferred,
+        # What the alert counts, and what has become of a recipient that it counts.
+        "noun": "deferrals" if deferred else "bounces",
+        "fate": "deferred" if deferred else "bounced",
         "paged": alert.get("source") == "payload",
         "threshold": threshold.get("lines", 15),
         "minutes": threshold.get("minutes", 30),
@@ -108,8 +121,18 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
     logs = read_logs(tiers)
     alert = alert_signals(triage)
     if not logs:
-        unknown = ("lines", "recipients", "unseen", "peak", "recent", "over_threshold", "total", "tiers", "minimum")
-        return dict.fromkeys(unknown)
+        unknown = (
+            "lines",
+            "metric_lines",
+            "recipients",
+            "unseen",
+            "peak",
+            "recent",
+            "over_threshold",
+            "total",
+            "tiers",
+        )
+        return dict.fromkeys((*unknown, "minimum"))
     peak = section(triage, "tiers").get("peak") or {}
     peak_lines = peak.get("lines") or 0
     recipients = sum(log["bounces"]["recipients"] for log in logs)
@@ -118,7 +141,8 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
     # imap's refusals are the far side of what a relaying tier logs; only what no tier logged is extra.
     extra = max(0, unseen - own_seen)
     return {
-        "lines": sum(log["bounces"]["lines"] for log in logs),
+        "lines": sum(log["bounces"]["bounced_lines" if alert["deferred"] else "lines"] for log in logs),
+        "metric_lines": sum(log["bounces"]["lines"] for log in logs),
         "recipients": recipients,
         "unseen": extra,
         "total": recipients + extra,
@@ -127,6 +151,144 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
         "over_threshold": peak_lines > alert["threshold"],
         "tiers": {log["tier"]: log["bounces"]["recipients"] for log in logs},
         "minimum": options.get("minimum_recipients", 5),
+    }
+
+
+def spike_signals(triage: Facts, bounces: Facts, deferrals: Facts) -> dict[str, Any]:
+    """What the alert at hand is about: its metric's lines, and the recipients behind them."""
+    about = deferrals if alert_signals(triage)["deferred"] else bounces
+    tiers = section(triage, "tiers")
+    change = tiers.get("change") or {}
+    condition = change.get("condition") or {}
+    return {
+        # Lines, peak and what came last are those of the metric, whichever it is.
+        **{name: bounces[name] for name in ("peak", "recent", "over_threshold")},
+        "lines": bounces["metric_lines"],
+        "total": about["total"],
+        "minimum": about["minimum"],
+        "onset": change.get("onset"),
+        "state": change.get("state"),
+        "condition": condition.get("state"),
+    }
+
+
+#: What holds our mail back for what we are: rate, reputation, authentication.
+HELD_BACK_REASONS = (*REFUSAL_REASONS, *AUTHENTICATION_REASONS)
+
+
+def deferral_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -> dict[str, Any]:
+    """Mail that waits, in recipients: other servers by provider and reason, our own imap, local delivery."""
+    logs = read_logs(tiers)
+    if not logs:
+        names = ("spike", "total", "lines", "own", "greylisted", "greylisting", "held", "holding", "top_provider")
+        more = ("top_share", "dns", "dns_domains", "network", "network_domains", "remote", "remote_reasons", "said")
+        return dict.fromkeys((*names, *more, "sent_outside", "local", "minimum", "many_domains"))
+    rule = SUPPORTED[DEFERRED]
+    parts = [log.get("deferrals") or {} for log in logs]
+    outside: Counter[str] = Counter()
+    by_provider: dict[str, Counter[str]] = {}
+    domains: Counter[str] = Counter()
+    for part in parts:
+        for row in part.get("providers") or []:
+            outside.update(row.get("reasons") or {})
+            by_provider.setdefault(row["provider"], Counter()).update(row.get("reasons") or {})
+        for row in part.get("reasons") or []:
+            domains[row["reason"]] += row.get("domains") or 0
+    holding = ranked(
+        {name: sum(counts[reason] for reason in HELD_BACK_REASONS) for name, counts in by_provider.items()}
+    )
+    held = sum(count for _, count in holding)
+    named = ("greylisted", "dns_failure", "network", *HELD_BACK_REASONS)
+    remote = Counter({reason: count for reason, count in outside.items() if reason not in named})
+    return {
+        # The alert's own rule, or as many lines in one tier whatever the alert is.
+        "spike": alert_signals(triage)["deferred"]
+        or any(((part.get("peak") or {}).get("lines") or 0) > rule.lines for part in parts),
+        "total": sum(part.get("recipients") or 0 for part in parts),
+        "lines": sum(part.get("lines") or 0 for part in parts),
+        "own": sum((part.get("own_host") or {}).get("recipients") or 0 for part in parts),
+        "greylisted": outside["greylisted"],
+        "greylisting": ranked({name: counts["greylisted"] for name, counts in by_provider.items()}),
+        "held": held,
+        "holding": holding,
+        "top_provider": holding[0][0] if holding else None,
+        "top_share": holding[0][1] / held if holding else 0.0,
+        "dns": outside["dns_failure"],
+        "dns_domains": domains["dns_failure"],
+        "network": outside["network"],
+        "network_domains": domains["network"],
+        "remote": sum(remote.values()),
+        "remote_reasons": dict(remote.most_common()),
+        "said": {
+            "greylisted": replies_of(parts, lambda reason: reason == "greylisted"),
+            "held": replies_of(parts, lambda reason: reason in HELD_BACK_REASONS),
+            "remote": replies_of(parts, lambda reason: reason not in named),
+        },
+        "sent_outside": sum(row.get("sent") or 0 for log in logs for row in log["bounces"].get("providers") or []),
+        "local": sum(reason_counts(part.get("reasons") or [])["local_error"] for part in parts),
+        "minimum": options.get("minimum_recipients", 5),
+        "many_domains": options.get("many_domains", 3),
+    }
+
+
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names with a count above 0, the largest first."""
+    return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
+
+
+def replies_of(parts: Iterable[Facts], wanted: Callable[[str], bool]) -> list[str]:
+    """The three most frequent answers of some reasons, in the far ends' own words."""
+    rows = [row for part in parts for row in part.get("replies") or [] if wanted(row["reason"])]
+    return [row["text"] for row in sorted(rows, key=lambda row: (-(row.get("recipients") or 0), row["text"]))[:3]]
+
+
+def milter_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
+    """smtp-in's milters: sessions that it turned away for a dead one, and tasks without opendkim."""
+    log = tiers.get("smtp-in")
+    refused = None
+    if log is not None and usable(log.get("coverage")):
+        rows = [row for row in log.get("rejects") or [] if str(row.get("text", "")).startswith("Milter")]
+        refused = sum(row.get("lines") or 0 for row in rows)
+    seen = [
+        row
+        for row in section(triage, "containers").get("tasks") or []
+        if row.get("tier") == "smtp-in" and isinstance(row.get("opendkim_running"), bool)
+    ]
+    return {
+        "refused": refused,
+        "down": sorted(row["task"] for row in seen if not row["opendkim_running"]) if seen else None,
+    }
+
+
+def queue_signals(triage: Facts, options: Facts) -> dict[str, Any]:
+    """sendmail's queues by tier. The tasks of a tier share one, so it is taken from one of them and never added up."""
+    by_tier: dict[str, Mapping[str, Any]] = {}
+    for row in section(triage, "containers").get("tasks") or []:
+        queue = row.get("queue") or {}
+        if queue.get("messages") is not None:
+            known = by_tier.get(row["tier"])
+            # What one task read whole beats what another read in part.
+            if known is None or (bool(queue.get("complete")), queue["messages"]) > (
+                bool(known.get("complete")),
+                known["messages"],
+            ):
+                by_tier[row["tier"]] = queue
+    if not by_tier:
+        return {"messages": None, "deep": None}
+    limit = options.get("queue_messages", 50)
+    return {
+        "messages": {tier: queue["messages"] for tier, queue in sorted(by_tier.items())},
+        "deep": [
+            {
+                "tier": tier,
+                "messages": queue["messages"],
+                "oldest": queue.get("oldest"),
+                "complete": bool(queue.get("complete")),
+                "reasons": (queue.get("reasons") or [])[:3],
+            }
+            for tier, queue in sorted(by_tier.items(), key=lambda item: (-item[1]["messages"], item[0]))
+            if queue["messages"] >= limit
+        ],
     }
 
 
@@ -400,8 +562,17 @@ def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
         "imap_running": running,
         "unresolvable": unresolvable,
         "deferred_at_imap": refused,
+        "imap_sendmail": imap_sendmail(triage),
         "sentinel_tasks": part.get("pin_sentinel") if usable(part) else None,
     }
+
+
+def imap_sendmail(triage: Facts) -> bool | None:
+    """Whether sendmail runs in an imap task; None where no task was looked into."""
+    tasks = section(triage, "containers").get("tasks") or []
+    seen = [row.get("sendmail_running") for row in tasks if row.get("tier") == "imap"]
+    known = [value for value in seen if isinstance(value, bool)]
+    return any(known) if known else None
 
 
 def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
@@ -412,7 +583,10 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
         if not usable(log.get("coverage"))
     ]
     levels = log_levels(triage)
-    sight = {tier: is_blind(log, levels.get(tier)) for tier, log in tiers.items() if usable(log.get("coverage"))}
+    needed = DEFERRALS_LOGGED_FROM if alert_signals(triage)["deferred"] else BOUNCES_LOGGED_FROM
+    sight = {
+        tier: is_blind(log, levels.get(tier), needed) for tier, log in tiers.items() if usable(log.get("coverage"))
+    }
     blind = [{"tier": tier, "log_level": levels.get(tier)} for tier in sorted(sight) if sight[tier]]
     unproven = sorted(tier for tier, value in sight.items() if value is None)
     partial = sorted(tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "partial")
@@ -444,6 +618,8 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
 
 #: sendmail logs a permanent failure from this LogLevel on.
 BOUNCES_LOGGED_FROM = 7
+#: And a deferral from this one on.
+DEFERRALS_LOGGED_FROM = 9
 
 
 def log_levels(triage: Facts) -> dict[str, int]:
@@ -456,12 +632,18 @@ def log_levels(triage: Facts) -> dict[str, int]:
     return levels
 
 
-def is_blind(log: Facts, level: int | None) -> bool | None:
-    """Whether a bounce of this tier would leave no line; None where neither lines nor containers tell."""
+def is_blind(log: Facts, level: int | None, needed: int) -> bool | None:
+    """Whether what is logged from the level `needed` on leaves no line; None where nothing tells."""
+    if needed > BOUNCES_LOGGED_FROM:
+        shown = ((log["coverage"].get("log_level") or {}).get("at_least")) or 0
+        if shown >= needed:
+            return False
+        # No deferral was logged; that is news only where the level is known.
+        return True if log["coverage"].get("blind") else None if level is None else level < needed
     seen = log["coverage"].get("blind")
     if seen is not None or level is None:
         return seen if seen is None else bool(seen)
-    return level < BOUNCES_LOGGED_FROM
+    return level < needed
 
 
 def first(reasons: Any) -> str:

@@ -141,6 +141,7 @@ class Judgement:
 
     findings: list[dict[str, Any]] = field(default_factory=list)
     not_judged: list[dict[str, str]] = field(default_factory=list)
+    explained: int = 0
 
 
 def judge(triage: Mapping[str, Any], table: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,9 +208,11 @@ def _rank(finding: Mapping[str, Any], order: Mapping[str, int]) -> tuple[int, in
 
 def _found(judgement: Judgement, signals: Mapping[str, Any]) -> dict[str, Any]:
     """Measures about the findings so far, for the rows that come after the others."""
-    total = signals["bounces"]["total"]
-    explained = sum(finding["recipients"] for finding in judgement.findings)
-    faults = [finding for finding in judgement.findings if not finding["id"].startswith(("coverage.", "alert."))]
+    total = signals["spike"]["total"]
+    explained = judgement.explained
+    # A deep queue is an effect and explains nothing.
+    about_evidence = ("coverage.", "alert.", "queue.")
+    faults = [finding for finding in judgement.findings if not finding["id"].startswith(about_evidence)]
     return {
         "ids": [finding["id"] for finding in judgement.findings],
         "faults": sum(1 for finding in faults if finding["severity"] != "info"),
@@ -234,6 +237,7 @@ def _apply(row: Mapping[str, Any], signals: Mapping[str, Any], triage: Mapping[s
             judgement.not_judged.append({"id": row["id"], "why": _why_unknown(row, triage)})
         elif held:
             judgement.findings.append(_finding(row, scope, triage))
+            judgement.explained += _impact(row, scope, _counts(scope))
 
 
 def _items(row: Mapping[str, Any], signals: Mapping[str, Any]) -> list[Any]:
@@ -323,7 +327,7 @@ def _finding(row: Mapping[str, Any], scope: Mapping[str, Any], triage: Mapping[s
         "confidence": level,
         "confidence_reason": because,
         "fault": row["fault"],
-        "recipients": _impact(row, scope),
+        "recipients": _recipients(row, scope),
         "summary": text(row["summary"]),
         "expected": text(row["expected"]),
         "found": text(row["found"]),
@@ -339,11 +343,23 @@ def _finding(row: Mapping[str, Any], scope: Mapping[str, Any], triage: Mapping[s
     }
 
 
-def _impact(row: Mapping[str, Any], scope: Mapping[str, Any]) -> int:
-    if not row.get("recipients"):
+def _counts(scope: Mapping[str, Any]) -> str:
+    """The column of the table that counts what the alert at hand counts."""
+    return "deferred" if scope["alert"]["deferred"] else "recipients"
+
+
+def _recipients(row: Mapping[str, Any], scope: Mapping[str, Any]) -> int:
+    """What a finding counts: as the alert does, or, where that says nothing of it, the other way."""
+    column = _counts(scope)
+    other = "recipients" if column == "deferred" else "deferred"
+    return _impact(row, scope, column if row.get(column) else other)
+
+
+def _impact(row: Mapping[str, Any], scope: Mapping[str, Any], column: str) -> int:
+    if not row.get(column):
         return 0
     try:
-        return int(_compiled(row["recipients"])(**{name: wrap(value, Unknown()) for name, value in scope.items()}))
+        return int(_compiled(row[column])(**{name: wrap(value, Unknown()) for name, value in scope.items()}))
     except UnknownValueError:
         return 0
 

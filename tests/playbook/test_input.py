@@ -38,8 +38,8 @@ REFUSED = {
         "'DiskFull' is not an alert that is known here",
     ),
     "alert without triage": (
-        {"triage_alert": "SendmailDeferredSpike", "triage_payload": ""},
-        "supported: SendmailBouncedSpike",
+        {"triage_alert": "heartbeat-ecs-reconfigure", "triage_payload": ""},
+        "supported: SendmailBouncedSpike, SendmailDeferredSpike",
     ),
     "start in the future": ({"triage_start": FAR}, f"triage_start={FAR} is in the future"),
     "end in the future": ({"triage_end": FAR}, f"triage_end={FAR} is in the future"),

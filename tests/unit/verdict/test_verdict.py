@@ -185,6 +185,73 @@ def ended(triage: Triage) -> None:
     triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["ongoing_lines_last_10m"] = 0
 
 
+def asked_for_deferrals(triage: Triage) -> None:
+    """The run is about the other alert."""
+    triage["alert"].update(
+        name="SendmailDeferredSpike",
+        threshold={"pattern": "stat=Deferred", "lines": 10, "minutes": 10, "hold_minutes": 15},
+    )
+
+
+def waiting(triage: Triage, provider: str, reason: str, recipients: int, domains: int = 1, words: str = "") -> None:
+    """Recipients whose mail smtp-out could not hand over yet."""
+    asked_for_deferrals(triage)
+    part = triage["tiers"]["by_tier"]["smtp-out"]["deferrals"]
+    part["recipients"] += recipients
+    part["lines"] += recipients
+    part["providers"].append(
+        {"provider": provider, "lines": recipients, "recipients": recipients, "reasons": {reason: recipients}}
+    )
+    part["reasons"].append({"reason": reason, "fault": "remote", "recipients": recipients, "domains": domains})
+    part["replies"].append({"text": words or f"450 {reason}", "reason": reason, "recipients": recipients})
+    triage["tiers"]["peak"]["lines"] += recipients
+
+
+def delivered_elsewhere(triage: Triage, sent: int = 40) -> None:
+    rows = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["providers"]
+    rows.append({"provider": "gmx", "recipients": 0, "attempts": sent, "sent": sent, "reasons": {}})
+
+
+def greylisting(triage: Triage) -> None:
+    waiting(triage, "web.example", "greylisted", 20)
+
+
+def rate_limited(triage: Triage) -> None:
+    waiting(triage, "yahoo", "rate_limited", 20)
+
+
+def dns_broken(triage: Triage) -> None:
+    waiting(triage, "x.example", "dns_failure", 20, domains=9)
+
+
+def remote_broken(triage: Triage) -> None:
+    waiting(triage, "x.example", "remote_error", 20)
+    delivered_elsewhere(triage)
+
+
+def imap_unreachable(triage: Triage) -> None:
+    asked_for_deferrals(triage)
+    part = triage["tiers"]["by_tier"]["smtp-in"]["deferrals"]
+    part.update(recipients=20, lines=20, own_host={"recipients": 20, "lines": 20, "reasons": {"network": 20}})
+    part["reasons"].append({"reason": "network", "fault": "us", "recipients": 20, "domains": 0})
+    triage["tiers"]["peak"]["lines"] = 20
+    triage["environment"]["services"]["imap"]["running"] = 0
+
+
+def milter_down(triage: Triage) -> None:
+    triage["tiers"]["by_tier"]["smtp-in"]["rejects"] = [
+        {"reason": "local_error", "code": "none", "text": "Milter (opendkim): to error state", "lines": 12}
+    ]
+    triage["containers"]["tasks"][1]["opendkim_running"] = False
+
+
+def deep_queue(triage: Triage) -> None:
+    for row in triage["containers"]["tasks"]:
+        if row["tier"] == "smtp-out":
+            reasons = [{"text": "host name lookup failure", "count": 200}]
+            row["queue"] = {"messages": 240, "complete": True, "oldest": "2026-11-24T20:00:00Z", "reasons": reasons}
+
+
 BAD: dict[str, Callable[[Triage], None]] = {
     "smtp_out.provider_block": provider_block,
     "smtp_out.reputation": reputation,
@@ -209,6 +276,13 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "coverage.blind_tier": blind,
     "coverage.unavailable": denied_group,
     "coverage.nothing_seen": nothing_seen,
+    "deferred.greylisting": greylisting,
+    "deferred.rate_limited": rate_limited,
+    "deferred.dns": dns_broken,
+    "deferred.imap_unreachable": imap_unreachable,
+    "deferred.milter_down": milter_down,
+    "deferred.remote": remote_broken,
+    "queue.backing_up": deep_queue,
     "environment.quiesced": quiesced,
     "environment.deployment_in_progress": deploying,
     "alert.cannot_see": unseen,
@@ -236,6 +310,13 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "imap.maildir_unwritable": ("local_delivery",),
     "imap.disk_full": ("local_delivery",),
     "network.egress_down": ("tiers",),
+    "deferred.greylisting": TIERS,
+    "deferred.rate_limited": TIERS,
+    "deferred.dns": TIERS,
+    "deferred.imap_unreachable": TIERS,
+    "deferred.milter_down": ("containers", "tiers"),
+    "deferred.remote": TIERS,
+    "queue.backing_up": ("containers",),
     "environment.quiesced": ("environment",),
     "environment.deployment_in_progress": ("environment",),
 }
@@ -357,6 +438,102 @@ def test_a_wrong_row_is_refused(change: Triage, words: str, table: list[Any]) ->
 def test_a_condition_over_a_name_that_is_not_there_is_named(triage: Triage, table: list[Any], options: Triage) -> None:
     with pytest.raises(TableError, match=r"out\.nonsense"):
         judge(triage, [{**table[0], "all": ["out.nonsense > 1"], "any": None}], options)
+
+
+def ids(triage: Triage, table: list[Any], options: Triage) -> list[str]:
+    return [finding["id"] for finding in judge(triage, table, options)["findings"]]
+
+
+def test_a_few_deferrals_are_nothing_and_the_words_are_of_the_alert_at_hand(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    waiting(triage, "web.example", "greylisted", 3)
+    verdict = judge(triage, table, options)["verdict"]
+    assert verdict["id"] == "none.below_threshold"
+    assert "3 lines with stat=Deferred in 10 minutes" in verdict["summary"]
+    assert verdict["found"] == "3 deferred recipients in the window, peak 3 lines"
+    assert verdict["runbook_step"] == "SendmailDeferredSpike, step 1"
+    assert "logs deferrals" in verdict["confidence_reason"]
+
+
+def test_deferrals_are_no_finding_of_a_triage_about_bounces_unless_they_spike_too(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    alert = copy.deepcopy(triage["alert"])
+    greylisting(triage)
+    triage["alert"] = alert
+    triage["tiers"]["peak"]["lines"] = 0
+    assert ids(triage, table, options) == ["none.below_threshold"]
+    triage["tiers"]["by_tier"]["smtp-out"]["deferrals"]["peak"] = {"lines": 11}
+    assert ids(triage, table, options) == ["deferred.greylisting"]
+
+
+def test_what_waits_for_imap_is_told_by_the_cause(triage: Triage, table: list[Any], options: Triage) -> None:
+    imap_unreachable(triage)
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["confidence"], verdict["recipients"]) == ("deferred.imap_unreachable", "high", 20)
+    planned = copy.deepcopy(triage)
+    maintenance("2026-11-24T22:10:00Z")(planned)
+    assert ids(planned, table, options)[0] == "imap.planned_roll"
+    assert "deferred.imap_unreachable" not in ids(planned, table, options)
+    gone = copy.deepcopy(triage)
+    gone["environment"]["services"]["imap"]["running"] = 1
+    gone["environment"]["discovery"]["imap"]["instances"] = []
+    verdict = judge(gone, table, options)["verdict"]
+    assert (verdict["id"], verdict["recipients"]) == ("imap.unresolvable", 20)
+    assert verdict["remedy"] == {"kind": "redeploy_service", "service": "cabal-imap", "tasks": []}
+    assert "deferred.imap_unreachable" not in ids(gone, table, options)
+
+
+def test_one_domain_that_can_not_be_looked_up_is_its_own_fault(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    waiting(triage, "x.example", "dns_failure", 20, domains=1)
+    delivered_elsewhere(triage)
+    found = ids(triage, table, options)
+    assert (found[0], "deferred.dns" in found) == ("deferred.remote", False)
+
+
+def test_every_connection_that_fails_is_our_way_out(triage: Triage, table: list[Any], options: Triage) -> None:
+    waiting(triage, "x.example", "network", 20, domains=9)
+    assert ids(triage, table, options)[0] == "deferred.dns"
+    delivered_elsewhere(triage)
+    assert ids(triage, table, options)[0] == "deferred.remote"
+
+
+def test_bounces_stand_beside_deferrals_and_do_not_explain_them(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    smtp_in_stale(triage)
+    waiting(triage, "x.example", "other_unheard_of", 0)
+    triage["tiers"]["by_tier"]["smtp-out"]["deferrals"].update(recipients=30, lines=30)
+    found = ids(triage, table, options)
+    assert found[0] == "smtp_in.stale_map"
+    assert "inconclusive" in found
+
+
+def test_a_tier_that_logs_bounces_and_no_deferrals_is_blind_to_this_alert(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    asked_for_deferrals(triage)
+    log = triage["tiers"]["by_tier"]["smtp-out"]
+    log["coverage"]["log_level"]["at_least"] = 8
+    assert ids(triage, table, options) == ["inconclusive"]
+    for row in triage["containers"]["tasks"]:
+        row["log_level"] = 8
+    findings = {row["id"]: row for row in judge(triage, table, options)["findings"]}
+    assert "deferrals can't be counted" in findings["coverage.blind_tier"]["summary"]
+    triage["containers"]["tasks"][2]["log_level"] = 9
+    assert ids(triage, table, options) == ["none.below_threshold"]
+
+
+def test_three_tasks_of_a_tier_have_one_queue(triage: Triage, table: list[Any], options: Triage) -> None:
+    deep_queue(triage)
+    task = next(row for row in triage["containers"]["tasks"] if row["tier"] == "smtp-out")
+    cut = {**task["queue"], "messages": 250, "complete": False}
+    triage["containers"]["tasks"] += [{**task, "task": "d" * 32}, {**task, "task": "e" * 32, "queue": cut}]
+    finding = next(row for row in judge(triage, table, options)["findings"] if row["id"] == "queue.backing_up")
+    assert finding["summary"].startswith("240 messages wait in the queue of smtp-out, the oldest since")
 
 
 SECTIONS = ("tiers", "environment", "containers", "deliverability", "address_map", "reconfigure_loop", "local_delivery")
