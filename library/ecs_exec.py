@@ -22,6 +22,7 @@ author: The cabalmail-runbooks authors
 version_added: "0.1.0"
 requirements:
   - websockets >= 15
+  - cryptography
 options:
   cluster:
     description: Name or ARN of the ECS cluster.
@@ -305,10 +306,10 @@ try:
     from ansible.module_utils.ecs_exec.runner import Outcome, Plan, call_within, run
     from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
     from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
-except ImportError:
-    IMPORT_ERROR = traceback.format_exc()
+except ImportError as exc:
+    IMPORT_ERROR, MISSING = traceback.format_exc(), (exc.name or "websockets").partition(".")[0]
 else:
-    IMPORT_ERROR = None
+    IMPORT_ERROR, MISSING = None, ""
 
 DEFAULT_MAX_OUTPUT = 8 * 1024 * 1024
 
@@ -523,7 +524,7 @@ def main() -> None:
         mutually_exclusive=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
     )
     if IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("websockets"), exception=IMPORT_ERROR)
+        module.fail_json(msg=missing_required_lib(MISSING), exception=IMPORT_ERROR)
     params = module.params
     try:
         plan, wanted = plan_of(params, started), wanted_of(params["tasks_wanted"])

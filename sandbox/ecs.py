@@ -22,7 +22,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from .errors import ApiError, SandboxError
-from .model import ACCOUNT_ID, CLUSTER, REGION, Exec, ExecSession, Loop, MapState, Scenario, TaskSpec, TierSpec
+from .model import (
+    ACCOUNT_ID,
+    CLUSTER,
+    EXEC_KEY,
+    REGION,
+    Exec,
+    ExecSession,
+    Loop,
+    MapState,
+    Scenario,
+    TaskSpec,
+    TierSpec,
+)
 from .scenario import secrets_of
 
 T = TypeVar("T")
@@ -261,7 +273,7 @@ class Cluster:
 
     def _cluster_facts(self) -> Json:
         tasks = [task for service in self.services.values() for task in service.tasks]
-        return {
+        facts: Json = {
             "clusterArn": CLUSTER_ARN,
             "clusterName": CLUSTER,
             "status": "ACTIVE",
@@ -275,6 +287,9 @@ class Cluster:
             "capacityProviders": [CAPACITY_PROVIDER],
             "defaultCapacityProviderStrategy": [{"capacityProvider": CAPACITY_PROVIDER, "weight": 1, "base": 0}],
         }
+        if self.scenario.exec_encrypted:
+            facts["configuration"] = {"executeCommandConfiguration": {"kmsKeyId": EXEC_KEY, "logging": "DEFAULT"}}
+        return facts
 
     def list_services(self, request: Json) -> Json:
         self._check_cluster(request)

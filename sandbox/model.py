@@ -21,6 +21,7 @@ ADDRESS_TABLE = "cabal-addresses"
 DMARC_TABLE = "cabal-dmarc-reports"
 ADDRESS_TOPIC = "cabal-address-changed"
 NAMESPACE = "cabal.internal"
+EXEC_KEY = "alias/cabal-ecs-exec"
 DEFAULT_PORT = 45990
 TIERS = ("imap", "smtp-in", "smtp-out")
 PIN_SENTINEL = "192.0.2.1"
@@ -301,6 +302,7 @@ class Scenario:
     dmarc_reports: tuple[dict[str, str], ...]
     faults: tuple[Fault, ...]
     empty_pages: int
+    exec_encrypted: bool
     agent: dict[str, Any]
     expect: Expect | None
 
@@ -324,3 +326,8 @@ class ExecSession:
     container: str
     runtime_id: str
     command: str
+
+    @property
+    def target(self) -> str:
+        """What Systems Manager calls the container."""
+        return f"ecs:{CLUSTER}_{self.task_id}_{self.runtime_id}"

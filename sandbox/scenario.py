@@ -138,6 +138,7 @@ class _Builder:
             dmarc_reports=tuple(self._dmarc(n, report) for n, report in enumerate(raw.get("dmarc_reports", []))),
             faults=tuple(_fault(fault) for fault in raw.get("faults", [])),
             empty_pages=raw.get("logs", {}).get("empty_pages", 0),
+            exec_encrypted=raw.get("cluster", {}).get("exec_encrypted", False),
             agent=raw.get("agent", {}),
             expect=_expect(raw.get("expect")),
         )

@@ -19,6 +19,7 @@ from .model import (
     ADDRESS_TABLE,
     ADDRESS_TOPIC,
     DMARC_TABLE,
+    EXEC_KEY,
     NAMESPACE,
     REGION,
     TIERS,
@@ -59,6 +60,7 @@ class Seeder:
             self._tables,
             self._discovery,
             self._metric_filters,
+            self._exec_key,
         ):
             step()
 
@@ -191,6 +193,14 @@ class Seeder:
         listed = client.list_instances(ServiceId=service)["Instances"]
         if any(entry["Id"] == instance for entry in listed):
             client.deregister_instance(ServiceId=service, InstanceId=instance)
+
+    # -- the cluster's key ---------------------------------------------------------------------------------------
+
+    def _exec_key(self) -> None:
+        if self.scenario.exec_encrypted:
+            kms = self._client("kms")
+            key = kms.create_key(Description="ECS Exec sessions")["KeyMetadata"]["KeyId"]
+            kms.create_alias(AliasName=EXEC_KEY, TargetKeyId=key)
 
     # -- metric filters ------------------------------------------------------------------------------------------
 

@@ -23,7 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
 from aiohttp import web
+from botocore.config import Config
 
 from . import alert, dns, history, maillog, scenario
 from .cognito import UserPool
@@ -31,10 +33,11 @@ from .ecs import Cluster
 from .errors import ApiError, SandboxError
 from .faults import TASK_PRINCIPAL, Faults, message
 from .logs import LogStore
-from .model import NAMESPACE, Fault, Scenario, TaskSpec, TierSpec
+from .model import EXEC_KEY, NAMESPACE, REGION, ExecSession, Fault, Scenario, TaskSpec, TierSpec
 from .moto_backend import Moto
 from .seed import Seeder
 from .tasks.agent import Gateway
+from .tasks.encryption import Encryption
 from .tasks.runtime import Runtime
 from .wire import Call, error_body, read_call
 
@@ -331,12 +334,30 @@ class Sandbox:
         running = self._runtime.task(session.task_id)
         if running is None:
             raise ApiError("ServerException", "The task has no processes.", 500)
-        self._gateway.open(session, running)
+        self._gateway.open(session, running, self._encryption(session))
         self._sessions.add(session.session_id)
         url = self._stream_url(session.session_id)
         return answer | {
             "session": {"sessionId": session.session_id, "streamUrl": url, "tokenValue": session.token},
         }
+
+    def _encryption(self, session: ExecSession) -> Encryption | None:
+        if self.scenario is None or not self.scenario.exec_encrypted:
+            return None
+        return Encryption(EXEC_KEY, session.target, self._decrypt_as_task)
+
+    def _decrypt_as_task(self, key_id: str, data: bytes, context: dict[str, str]) -> bytes:
+        """The agent's call of kms:Decrypt, by the task role and through the front, so that faults can hit it."""
+        kms = boto3.Session().client(
+            "kms",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=TASK_PRINCIPAL,
+            aws_secret_access_key="task",  # noqa: S106 - moto takes any
+            config=Config(retries={"total_max_attempts": 1}, read_timeout=10),
+        )
+        opened = kms.decrypt(KeyId=key_id, CiphertextBlob=data, EncryptionContext=context)
+        return bytes(opened["Plaintext"])
 
     def _stream_url(self, session_id: str) -> str:
         return f"ws://{HOST}:{self.port}/v1/data-channel/{session_id}?role=publish_subscribe"

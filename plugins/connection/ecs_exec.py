@@ -47,6 +47,7 @@ version_added: "0.1.0"
 requirements:
   - boto3
   - websockets >= 15
+  - cryptography
 options:
   task:
     description: Id or ARN of the task.

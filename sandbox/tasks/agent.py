@@ -7,7 +7,7 @@ Behaviour after aws/amazon-ssm-agent (agent/session) and aws/session-manager-plu
 shlex_go.py for their parts. How the sandbox's server uses it::
 
     gateway = Gateway()                              # options from the environment
-    gateway.open(session, running_task)              # at ecs:ExecuteCommand
+    gateway.open(session, running_task, encryption)  # at ecs:ExecuteCommand; None: the cluster has no key
     return await gateway.answer(request, session_id) # at GET /v1/data-channel/<session id>, an aiohttp request
     token = gateway.resume(session_id)               # at ssm:ResumeSession; None: the session is over
     await gateway.terminate(session_id)              # at ssm:TerminateSession
@@ -18,6 +18,7 @@ shlex_go.py for their parts. How the sandbox's server uses it::
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -33,6 +34,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from . import frames, shlex_go
+from .encryption import CUSTOMER_MESSAGE, Cipher, DataKeyError, Encryption
 from .frames import Frame, FrameError, PayloadType
 from .runtime import RunningTask
 from .terminal import StartError, Terminal, pass_utf8
@@ -101,7 +103,8 @@ class Options:
     """The agent's behaviour. The defaults are the real agent's; times are seconds.
 
     ``pause_when_away``: the gateway pauses the agent while no client is connected (not known of the real one, so off).
-    ``handshake``: ask for a handshake, as the agent does under KMS.
+    ``handshake``: ask for a handshake, as the agent does under KMS. ``challenge``: bind the data key to a random value,
+    as agents from 3.3.808.0 on do.
     """
 
     first_read_delay: float = 1.0
@@ -109,6 +112,7 @@ class Options:
     close_grace: float = 2.0
     failure_delay: float = 2.0
     handshake: bool = False
+    challenge: bool = True
     handshake_timeout: float = 15.0
     idle_timeout: float = 1200.0
     session_limit: int = 2
@@ -231,7 +235,14 @@ class _Timer:
 class Channel:
     """One session: the agent's state that outlives a connection, and the command's terminal."""
 
-    def __init__(self, session: Session, task: RunningTask, options: Options, slots: asyncio.Semaphore) -> None:
+    def __init__(
+        self,
+        session: Session,
+        task: RunningTask,
+        options: Options,
+        slots: asyncio.Semaphore,
+        encryption: Encryption | None,
+    ) -> None:
         self.session = session
         self.task = task
         self.options = options
@@ -248,7 +259,10 @@ class Channel:
         self._early: dict[int, Frame] = {}
         self._timer = _Timer()
         self._handshake: asyncio.Future[dict[str, Any]] | None = None
-        self._handshaking = options.handshake
+        self._handshaking = options.handshake or encryption is not None
+        self._encryption = encryption
+        self._cipher: Cipher | None = None
+        self._proven = asyncio.Event()
         self._orphaned = False
         self._here = asyncio.Event()
         self._last_traffic = time.monotonic()
@@ -354,13 +368,20 @@ class Channel:
             with contextlib.suppress(ValueError):
                 self._handshake.set_result(json.loads(frame.payload))
             return True
+        if kind == PayloadType.ENCRYPTION_CHALLENGE_RESPONSE and self._cipher is not None:
+            if self._cipher.proves(frame.payload):
+                self._proven.set()
+            return True
         if self._handshaking:
             # Input before the handshake is complete is acknowledged and thrown away.
             return True
         if self._terminal is None:
             return False
         if kind == PayloadType.OUTPUT:
-            await self._terminal.write(frame.payload)
+            payload = frame.payload if self._cipher is None else self._cipher.decrypt(frame.payload)
+            if payload is None:
+                return False
+            await self._terminal.write(payload)
         elif kind == PayloadType.SIZE:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 size = json.loads(frame.payload)
@@ -376,6 +397,8 @@ class Channel:
     async def _send(self, payload: bytes, kind: PayloadType) -> None:
         number = self._next_out
         self._next_out += 1
+        if self._cipher is not None and kind == PayloadType.OUTPUT:
+            payload = self._cipher.encrypt(payload)
         data = Frame(frames.OUTPUT, number, payload, kind, flags=frames.SYN if number == 0 else 0).encode()
         if len(self._unacknowledged) < BUFFERED_MESSAGES:
             self._unacknowledged[number] = _Sent(data, time.monotonic())
@@ -459,16 +482,21 @@ class Channel:
                         await self._acknowledged.wait()
 
     async def _shake_hands(self) -> None:
-        """Ask for the session type.
+        """Agree on the session type, and on the key where the cluster has one.
 
-        :raises StartError: when the client does not answer in time or refuses.
+        :raises StartError: when the client does not answer in time or refuses, or KMS does not open the key.
         """
         begun = time.monotonic_ns()
-        action = {
-            "ActionType": "SessionType",
-            "ActionParameters": {"SessionType": "InteractiveCommands", "Properties": None},
-        }
-        request = {"AgentVersion": AGENT_VERSION, "RequestedClientActions": [action]}
+        actions: list[dict[str, Any]] = [
+            {
+                "ActionType": "SessionType",
+                "ActionParameters": {"SessionType": "InteractiveCommands", "Properties": None},
+            }
+        ]
+        challenge = base64.b64encode(secrets.token_bytes(16)).decode() if self.options.challenge else None
+        if self._encryption is not None:
+            actions.append(self._encryption.request(challenge))
+        request = {"AgentVersion": AGENT_VERSION, "RequestedClientActions": actions}
         self._handshake = asyncio.get_running_loop().create_future()
         await self._send(json.dumps(request).encode(), PayloadType.HANDSHAKE_REQUEST)
         try:
@@ -479,9 +507,25 @@ class Channel:
         problems = _refusals(answer)
         if problems:
             raise StartError(f"Encountered error while initiating handshake. {problems}")
-        complete = {"HandshakeTimeToComplete": time.monotonic_ns() - begun, "CustomerMessage": ""}
+        if self._encryption is not None:
+            await self._agree_on_key(self._encryption, answer, challenge)
+        words = CUSTOMER_MESSAGE if self._cipher is not None else ""
+        complete = {"HandshakeTimeToComplete": time.monotonic_ns() - begun, "CustomerMessage": words}
         await self._send(json.dumps(complete).encode(), PayloadType.HANDSHAKE_COMPLETE)
         self._handshaking = False
+
+    async def _agree_on_key(self, encryption: Encryption, answer: dict[str, Any], challenge: str | None) -> None:
+        """Open the data key and let the client prove that it has it. A wrong answer is waited out, as by the agent."""
+        try:
+            self._cipher = await asyncio.to_thread(encryption.key, answer, self.session.session_id, challenge)
+        except DataKeyError as error:
+            raise StartError(str(error)) from None
+        await self._send(self._cipher.challenge(), PayloadType.ENCRYPTION_CHALLENGE_REQUEST)
+        try:
+            async with asyncio.timeout(self.options.handshake_timeout):
+                await self._proven.wait()
+        except TimeoutError:
+            raise StartError(HANDSHAKE_TEXT) from None
 
     async def _stay_paused(self) -> None:
         """The task is gone and its agent with it: nothing is acknowledged any more, the gateway only asks to pause."""
@@ -566,11 +610,11 @@ class Gateway:
         """
         self.options = self.options.changed(wanted) if wanted else Options.from_environment()
 
-    def open(self, session: Session, task: RunningTask) -> None:
+    def open(self, session: Session, task: RunningTask, encryption: Encryption | None = None) -> None:
         """Make a session known. Its command starts when a client brings the token."""
         self._forget_old()
         limit = self._slots.setdefault(task.spec.task_id, asyncio.Semaphore(self.options.session_limit))
-        self._channels[session.session_id] = Channel(session, task, self.options, limit)
+        self._channels[session.session_id] = Channel(session, task, self.options, limit, encryption)
 
     def _forget_old(self) -> None:
         """Waits for commands that have ended, and bounds the memory of sessions that are over."""

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import struct
 import time
@@ -20,17 +22,20 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sandbox.model import TaskSpec
 from sandbox.tasks import agent as agents
 from sandbox.tasks import shlex_go
 from sandbox.tasks.agent import Gateway, Options
+from sandbox.tasks.encryption import Encryption
 from sandbox.tasks.terminal import pass_utf8
 
 from .conftest import Cloud
 
 FAST = Options().with_delays(False)
-OUTPUT, SIZE, REQUEST, RESPONSE, COMPLETE = 1, 3, 5, 6, 7
+OUTPUT, SIZE, REQUEST, RESPONSE, COMPLETE, CHALLENGE, PROOF = 1, 3, 5, 6, 7, 8, 9
 # The worked example of the protocol: output_stream_data 5, payload "hi\r\n".
 EXAMPLE = bytes.fromhex(
     "000000746f75747075745f73747265616d5f6461746120202020202020202020202020200000000100"
@@ -132,7 +137,7 @@ class Talk:
         found = {
             h.sequence: h.payload for h in self.heard if h.kind == "output_stream_data" and h.payload_type == OUTPUT
         }
-        return b"".join(found[number] for number in sorted(found)).decode()
+        return b"".join(found[number] for number in sorted(found)).decode(errors="replace")
 
     @property
     def closing(self) -> Any:
@@ -175,11 +180,11 @@ class Bench:
         await self.gateway.close()
         await runner.cleanup()
 
-    def open(self, spec: TaskSpec, command: str) -> Named:
+    def open(self, spec: TaskSpec, command: str, encryption: Encryption | None = None) -> Named:
         task = self.cloud.runtime.task(spec.task_id)
         assert task is not None
         named = Named(f"ecs-execute-command-{uuid.uuid4().hex}", uuid.uuid4().hex, command)
-        self.gateway.open(named, task)
+        self.gateway.open(named, task, encryption)
         return named
 
     async def connect(self, named: Named, *, token: str | None = None, acknowledge: bool = True) -> Talk:
@@ -479,6 +484,125 @@ def test_a_handshake_that_is_not_answered_or_refused_ends_the_session(
         assert text in talk.closing["Output"]
 
     play(part, Options(handshake=True, handshake_timeout=0.3).with_delays(False))
+
+
+AGENTS, CLIENTS = AESGCM(bytes(range(32))), AESGCM(bytes(range(32, 64)))
+
+
+def opened(data: bytes) -> bytes:
+    return AGENTS.decrypt(data[:12], data[12:], None)
+
+
+def sealed(data: bytes) -> bytes:
+    nonce = os.urandom(12)
+    return nonce + CLIENTS.encrypt(nonce, data, None)
+
+
+class Kms:
+    """Opens one ciphertext, in one context, as often as asked; what it was asked is kept."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bytes, dict[str, str]]] = []
+
+    def decrypt(self, key_id: str, data: bytes, context: dict[str, str]) -> bytes:
+        self.asked.append((key_id, data, context))
+        if data != b"wrapped":
+            raise ValueError("InvalidCiphertextException")
+        return bytes(range(64))
+
+
+async def key_agreed(talk: Talk, wrapped: bytes = b"wrapped", **result: Any) -> dict[str, Any]:
+    """Answer the request for a key; return the action that asked for it."""
+    request = await talk.until(lambda h: h.payload_type == REQUEST)
+    session, kms = request.json["RequestedClientActions"]
+    assert (session["ActionType"], kms["ActionType"]) == ("SessionType", "KMSEncryption")
+    key = {"KMSCipherTextKey": base64.b64encode(wrapped).decode(), "KMSCipherTextHash": None, **result}
+    actions = [
+        {"ActionType": "SessionType", "ActionStatus": 1, "ActionResult": None, "Error": ""},
+        {"ActionType": "KMSEncryption", "ActionStatus": 1, "ActionResult": key, "Error": ""},
+    ]
+    await talk.say(json.dumps({"ClientVersion": "1.2.835.0", "ProcessedClientActions": actions}).encode(), RESPONSE)
+    return dict(kms["ActionParameters"])
+
+
+async def proven(talk: Talk) -> None:
+    """Answer the encryption challenge and hear the end of the hand-shake."""
+    challenge = base64.b64decode((await talk.until(lambda h: h.payload_type == CHALLENGE)).json["Challenge"])
+    assert len(challenge) == 92
+    proof = base64.b64encode(sealed(opened(challenge))).decode()
+    await talk.say(json.dumps({"Challenge": proof}).encode(), PROOF)
+    done = await talk.until(lambda h: h.payload_type == COMPLETE)
+    assert done.json["CustomerMessage"] == "This session is encrypted using AWS KMS."
+    # Input that comes before the terminal is there would have to be sent again.
+    await talk.until(lambda h: h.payload_type == OUTPUT)
+
+
+@pytest.mark.parametrize("acknowledged", [True, False], ids=["client knows the challenge", "older client"])
+def test_a_session_encrypted_with_the_clusters_key(play: Play, spec: TaskSpec, acknowledged: bool) -> None:
+    kms = Kms()
+
+    async def part(bench: Bench) -> None:
+        named = bench.open(
+            spec, "sh -c 'echo ready; read line; echo got $line'", Encryption("key", "ecs:c_t_r", kms.decrypt)
+        )
+        talk = await bench.connect(named)
+        wanted = await key_agreed(talk, **({"ChallengeAcknowledgement": True} if acknowledged else {}))
+        assert wanted["KMSKeyId"] == "key"
+        assert len(base64.b64decode(wanted["Challenge"])) == 16
+        await proven(talk)
+        await talk.say(b'{"cols": 80, "rows": 24}', SIZE)
+        await talk.say(sealed(b"sealed\n"))
+        await talk.end()
+        parts = {h.sequence: h.payload for h in talk.heard if h.payload_type == OUTPUT}
+        assert b"".join(opened(parts[number]) for number in sorted(parts)).endswith(b"got sealed\r\n")
+        assert len({part[:12] for part in parts.values()}) == len(parts)
+        context = {"aws:ssm:SessionId": named.session_id, "aws:ssm:TargetId": "ecs:c_t_r"}
+        if acknowledged:
+            context["aws:ssm:RandomChallenge"] = wanted["Challenge"]
+        assert kms.asked == [("key", b"wrapped", context)]
+
+    play(part)
+
+
+def test_input_under_another_key_is_neither_acknowledged_nor_typed(play: Play, spec: TaskSpec) -> None:
+    async def part(bench: Bench) -> None:
+        named = bench.open(spec, "sh -c 'echo ready; read line; echo got $line'", Encryption("key", "t", Kms().decrypt))
+        talk = await bench.connect(named)
+        await key_agreed(talk)
+        await proven(talk)
+        number = talk.sent
+        for forged in (b"plain\n", sealed(b"x\n")[:-1] + b"!", bytes(40)):
+            await talk.say(forged, number=number)
+        await talk.say(sealed(b"true\n"), number=number)
+        with pytest.raises(InvalidTag):
+            opened(sealed(b"the two directions have keys of their own"))
+        await talk.end()
+        assert talk.acked().count(number) == 1
+        text = b"".join(opened(h.payload) for h in talk.heard if h.payload_type == OUTPUT)
+        assert b"got true" in text
+        assert b"plain" not in text
+
+    play(part)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "proof", "text"),
+    [(b"another's", None, "Fetching data key failed"), (b"wrapped", sealed(bytes(64)), "Handshake timed out")],
+    ids=["a key that KMS does not open", "a wrong answer to the challenge"],
+)
+def test_no_command_runs_without_an_agreed_key(
+    play: Play, spec: TaskSpec, wrapped: bytes, proof: bytes | None, text: str
+) -> None:
+    async def part(bench: Bench) -> None:
+        talk = await bench.connect(bench.open(spec, "echo never", Encryption("key", "t", Kms().decrypt)))
+        await key_agreed(talk, wrapped)
+        if proof is not None:
+            await talk.until(lambda h: h.payload_type == CHALLENGE)
+            await talk.say(json.dumps({"Challenge": base64.b64encode(proof).decode()}).encode(), PROOF)
+        assert (await talk.end()) == ""
+        assert text in talk.closing["Output"]
+
+    play(part, Options(handshake_timeout=0.5).with_delays(False))
 
 
 def test_an_idle_session_ends_with_the_documented_sentence(play: Play, spec: TaskSpec) -> None:
