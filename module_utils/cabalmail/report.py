@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .alert import DEFERRED
 from .inert import inert
 
 Facts = Mapping[str, Any]
@@ -131,51 +132,138 @@ class TierRow:
     peak: int | None
     unseen: int | None
     sent: int | None
-    deferred: int | None
+    other: int | None
     coverage: str
 
     def cells(self) -> list[str]:
         """The row as text, a question mark for what is unknown."""
-        numbers = (self.lines, self.messages, self.recipients, self.peak, self.unseen, self.sent, self.deferred)
+        numbers = (self.lines, self.messages, self.recipients, self.peak, self.unseen, self.sent, self.other)
         return [inert(self.tier, 20), *("?" if number is None else f"{number}" for number in numbers), self.coverage]
 
 
-TIER_COLUMNS = ("tier", "lines", "messages", "recipients", "peak 30 m", "unseen", "sent", "deferred", "log")
-SHORT_COLUMNS = ("tier", "lines", "msgs", "rcpts", "peak/30m", "unseen", "sent", "deferred", "log")
+def about_deferrals(triage: Facts) -> bool:
+    """Whether the alert at hand counts deferrals; otherwise it counts bounces."""
+    return bool((triage.get("alert") or {}).get("name") == DEFERRED)
+
+
+def tier_columns(triage: Facts, short: bool = False) -> list[str]:
+    """Heads of the table of tiers; its last number is of what the alert does not count."""
+    minutes = ((triage.get("alert") or {}).get("threshold") or {}).get("minutes", 30)
+    other = "bounced" if about_deferrals(triage) else "deferred"
+    if short:
+        return ["tier", "lines", "msgs", "rcpts", f"peak/{minutes}m", "unseen", "sent", other, "log"]
+    return ["tier", "lines", "messages", "recipients", f"peak {minutes} m", "unseen", "sent", other, "log"]
 
 
 def tier_rows(triage: Facts) -> list[TierRow]:
     """The table of tiers. A tier that is blind or unread has no numbers: what was not seen is not zero."""
-    return [_tier_row(tier, log) for tier, log in (triage["tiers"].get("by_tier") or {}).items()]
+    deferred = about_deferrals(triage)
+    return [_tier_row(tier, log, deferred) for tier, log in (triage["tiers"].get("by_tier") or {}).items()]
 
 
-def _tier_row(tier: str, log: Facts) -> TierRow:
+def _tier_row(tier: str, log: Facts, deferred: bool) -> TierRow:
     coverage = log.get("coverage") or {}
     status = "blind" if coverage.get("blind") else str(coverage.get("status", "unavailable"))
     if status in ("blind", "unavailable"):
         return TierRow(tier, None, None, None, None, None, None, None, status)
-    bounces, deliveries = log.get("bounces") or {}, log.get("deliveries") or {}
+    bounces, deliveries, deferrals = (log.get(name) or {} for name in ("bounces", "deliveries", "deferrals"))
+    counted = deferrals if deferred else bounces
     return TierRow(
         tier,
         bounces.get("lines"),
-        bounces.get("messages"),
-        bounces.get("recipients"),
+        counted.get("messages"),
+        counted.get("recipients"),
         (bounces.get("peak") or {}).get("lines"),
         (log.get("unseen") or {}).get("recipients"),
         deliveries.get("sent"),
-        (log.get("deferrals") or {}).get("messages"),
+        bounces.get("recipients") if deferred else deferrals.get("messages"),
         status,
     )
 
 
 def top_codes(triage: Facts, limit: int) -> list[dict[str, Any]]:
-    """The most frequent enhanced status codes over all tiers: code, recipients, text."""
+    """The most frequent enhanced status codes over all tiers: code, count, text.
+
+    Bounces are counted in recipients, deferrals in lines: a recipient may wait for several reasons in turn.
+    """
+    part, unit = ("deferrals", "lines") if about_deferrals(triage) else ("bounces", "recipients")
     total: dict[str, dict[str, Any]] = {}
     for log in (triage["tiers"].get("by_tier") or {}).values():
-        for row in (log.get("bounces") or {}).get("codes") or []:
-            known = total.setdefault(row["code"], {"code": row["code"], "recipients": 0, "text": row.get("text") or ""})
-            known["recipients"] += row.get("recipients") or 0
-    return sorted(total.values(), key=lambda row: (-row["recipients"], row["code"]))[:limit]
+        for row in (log.get(part) or {}).get("codes") or []:
+            known = total.setdefault(row["code"], {"code": row["code"], "count": 0, "text": row.get("text") or ""})
+            known["count"] += row.get(unit) or 0
+    return sorted(total.values(), key=lambda row: (-row["count"], row["code"]))[:limit]
+
+
+def course(triage: Facts) -> str:
+    """One line: when it began, whether it goes on, the rate now against before, and the runbook's condition."""
+    change = (triage.get("tiers") or {}).get("change")
+    if not change or change["state"] == "none":
+        return ""
+    if change["onset"]:
+        onset, ended = change["onset"][11:16], (change["ended"] or "")[11:16]
+        span = f"From {onset} to {ended} UTC" if ended else f"Since {onset} UTC, going on"
+        said = f"{span}: {change['since']['per_minute']:g} lines/min, {_before(change['before'])}"
+    else:
+        said = "No onset in the window: the rate did not change"
+    held = {
+        "holds": "condition holds",
+        "ended": "condition has ended",
+        "not_met": "condition not met",
+    }
+    return f"{said}; {held.get(change['condition']['state'], 'condition unknown')}"
+
+
+def _before(rate: Facts) -> str:
+    return "nothing known before" if rate["per_minute"] is None else f"{rate['per_minute']:g} before"
+
+
+def course_lines(triage: Facts) -> list[str]:
+    """The same for the report, in sentences, and what the deployment's own rule can see of it."""
+    change = (triage.get("tiers") or {}).get("change")
+    if not change:
+        return []
+    return [*_onset_sentences(change), _condition_sentence(change["condition"]), *_rule_sentences(change)]
+
+
+def _onset_sentences(change: Facts) -> list[str]:
+    if change["state"] == "none":
+        return ["No line of the metric in the window."]
+    if change["onset"] is None:
+        return ["No minute stands out: the rate did not change within the window."]
+    since = change["since"]
+    over = f"ended at {change['ended']}" if change["ended"] else "is still going on"
+    return [
+        f"It began at {change['onset']} and {over}: {since['lines']} lines in {since['minutes']:g} minutes"
+        f" ({since['per_minute']} a minute); {_before(change['before'])}."
+    ]
+
+
+def _condition_sentence(condition: Facts) -> str:
+    lines, minutes, hold = (condition[name] for name in ("lines", "minutes", "hold_minutes"))
+    what = f"more than {lines} lines in {minutes} minutes, {hold} minutes long"
+    state = {
+        "holds": f"holds now, since {condition['from']}",
+        "ended": f"held from {condition['from']} to {condition['until']} and holds no more",
+        "not_met": "does not hold and did not in this window",
+        "unknown": "can't be told: the window begins too late",
+    }[condition["state"]]
+    fired = {True: " It held when the alert fired.", False: " It did not hold when the alert fired.", None: ""}
+    return f"The runbook's condition ({what}), counted in lines, {state}.{fired[condition['when_fired']]}"
+
+
+def _rule_sentences(change: Facts) -> list[str]:
+    """The deployed rule applies increase() to gauges and names a series that release 1.3.5's exporter has not."""
+    rule = change["deployed_rule"]
+    seen = {"now": rule["increase_now"], "when it fired": rule["increase_when_fired"]}
+    told = ", ".join(f"{value} {when}" for when, value in seen.items() if value is not None)
+    if not told:
+        return []
+    return [
+        "The deployed rule can't see that number: increase() of the exporter's one-minute sums makes of the same lines"
+        f" {told}, and at release 1.3.5 it names a series that the exporter does not publish. So neither a page nor its"
+        " absence proves anything."
+    ]
 
 
 def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
@@ -187,7 +275,7 @@ def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
         where: path of the report.
     """
     head = _head(triage, result)
-    table = _table(tier_rows(triage))
+    table = _table(tier_columns(triage, short=True), tier_rows(triage))
     foot = [Line(f"Report: {inert(where, 400)}")]
     room = HEIGHT - _rows(head) - _rows(table) - _rows(foot)
     codes, actions = _codes(triage), _actions(triage)
@@ -229,6 +317,7 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
         ),
         *_wrapped(verdict["summary"], 3),
         *_wrapped(f"Confidence: {verdict['confidence_reason']}", 2, "dim"),
+        *([Line(_fit(inert(said)))] if (said := course(triage)) else []),
     ]
     others = [row["id"] for row in (triage.get("findings") or [])[1:]]
     if others:
@@ -240,7 +329,7 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
 
 def _codes(triage: Facts) -> list[Line]:
     codes = top_codes(triage, 4)
-    listed = ", ".join(f"{row['code']} x{row['recipients']} {inert(row['text'], 40)}".rstrip() for row in codes)
+    listed = ", ".join(f"{row['code']} x{row['count']} {inert(row['text'], 40)}".rstrip() for row in codes)
     return [Line(_fit(f"Codes: {listed}"))] if codes else []
 
 
@@ -273,12 +362,12 @@ def _unchecked_lines(triage: Facts, room: int) -> list[Line]:
     return [*_wrapped(f"Not checked: {', '.join(by_step)} ({first})", 2, "warning"), *skips]
 
 
-def _table(rows: Iterable[TierRow]) -> list[Line]:
-    table = [list(SHORT_COLUMNS), *(row.cells() for row in rows)]
+def _table(columns: list[str], rows: Iterable[TierRow]) -> list[Line]:
+    table = [columns, *(row.cells() for row in rows)]
     if len(table) == 1:
         return []
-    widths = [max(len(row[column]) for row in table) for column in range(len(TIER_COLUMNS))]
-    last = len(TIER_COLUMNS) - 1
+    widths = [max(len(row[column]) for row in table) for column in range(len(columns))]
+    last = len(columns) - 1
     return [
         Line(
             _fit(

@@ -103,7 +103,9 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path) -> s
     view = {
         "triage": triage,
         "outcome": outcome,
-        "tier_columns": report.TIER_COLUMNS,
+        "tier_columns": report.tier_columns(triage),
+        "course": report.course_lines(triage),
+        "counted": "deferrals" if report.about_deferrals(triage) else "bounces",
         "tier_rows": [row.cells() for row in report.tier_rows(triage)],
         "codes": report.top_codes(triage, 10),
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
 from ansible.module_utils.cabalmail import report, report_files
 from ansible.module_utils.cabalmail.inert import code, fenced, inert, markdown
@@ -278,3 +279,84 @@ def test_plain_takes_ansibles_types_off() -> None:
     made = action.plain({Tagged("a"): (Tagged("b"), 1, None)})
     assert json.dumps(made) == '{"a": ["b", 1, null]}'
     assert type(made["a"][0]) is str
+
+
+def change(**members: Any) -> dict[str, Any]:
+    """What is known of the course of a spike."""
+    return {
+        "state": "ongoing",
+        "onset": "2026-11-24T21:37:00Z",
+        "ended": None,
+        "before": {"lines": 3, "minutes": 25.0, "per_minute": 0.12},
+        "since": {"lines": 48, "minutes": 23.0, "per_minute": 2.09},
+        "condition": {
+            "lines": 15,
+            "minutes": 30,
+            "hold_minutes": 15,
+            "state": "holds",
+            "now": True,
+            "when_fired": None,
+            "from": "2026-11-24T21:59:00Z",
+            "until": None,
+        },
+        "deployed_rule": {"increase_now": 4, "increase_when_fired": None, "over_now": False, "over_when_fired": None},
+        **members,
+    }
+
+
+def with_course(**members: Any) -> dict[str, Any]:
+    fact = triage(finding())
+    fact["tiers"]["change"] = change(**members)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(fact)
+    return fact
+
+
+def test_the_summary_tells_since_when_and_whether_it_goes_on() -> None:
+    assert "Since 21:37 UTC, going on: 2.09 lines/min, 0.12 before; condition holds" in texts(with_course())
+    ended = with_course(state="ended", ended="2026-11-24T21:41:00Z")
+    assert any(line.startswith("From 21:37 to 21:41 UTC: ") for line in texts(ended))
+    none = with_course(state="none", onset=None, before=None, since=None)
+    assert not any("UTC: " in line for line in texts(none))
+
+
+def test_the_report_tells_the_condition_apart_from_what_the_deployed_rule_sees() -> None:
+    text = action.render(with_course(), {"error": None, "unchecked": []}, TEMPLATE)
+    assert (
+        "It began at 2026-11-24T21:37:00Z and is still going on: 48 lines in 23 minutes (2.09 a minute); 0.12" in text
+    )
+    assert "(more than 15 lines in 30 minutes, 15 minutes long), counted in lines, holds now" in text
+    assert "makes of the same lines 4 now, and at release 1.3.5" in text
+    unknown = with_course(condition={**change()["condition"], "state": "unknown", "now": None})
+    assert "can't be told: the window begins too late" in action.render(
+        unknown, {"error": None, "unchecked": []}, TEMPLATE
+    )
+
+
+def test_the_other_alert_has_its_own_columns_codes_and_reasons() -> None:
+    fact = triage(finding("deferred.greylisting", "warning"))
+    fact["alert"].update(
+        name="SendmailDeferredSpike",
+        threshold={"pattern": "stat=Deferred", "lines": 10, "minutes": 10, "hold_minutes": 15},
+    )
+    part = fact["tiers"]["by_tier"]["smtp-out"]["deferrals"]
+    row = {"reason": "greylisted", "fault": "remote", "recipients": 9, "messages": 9, "lines": 12, "tells": True}
+    part.update(
+        lines=12,
+        recipients=9,
+        messages=9,
+        codes=[{"code": "4.7.1", "lines": 12, "text": "refused for now"}],
+        reasons=[{**row, "domains": 8}],
+        replies=[{"text": "450 greylisted", "reason": "greylisted", "recipients": 9}],
+    )
+    fact["tiers"]["by_tier"]["smtp-out"]["expired"] = {
+        "messages": 2,
+        "recipients": 2,
+        "causes": [{"cause": "mailbox_full", "fault": "recipient", "recipients": 2}],
+    }
+    lines = texts(fact)
+    assert "Codes: 4.7.1 x12 refused for now" in lines
+    assert any(line.startswith("tier") and "peak/10m" in line and line.endswith("bounced  log") for line in lines)
+    text = action.render(fact, report.outcome(fact, None), TEMPLATE)
+    assert "| greylisted | remote | 9 | 8 |" in text
+    assert "- 9 x `450 greylisted`" in text
+    assert re.search(r"given up after days in the queue: 2, last attempt: mailbox\\?_full", text)
