@@ -66,6 +66,12 @@ options:
     type: list
     elements: str
     default: [imap.cabal.internal]
+  test_domain:
+    description:
+      - Domain of test traffic, which bounces and defers on request. What is delivered only there is counted apart, and
+        neither as the metric's lines nor as bounces or deferrals. Empty for none.
+    type: str
+    default: sinkhole.test
   reason_rules:
     description:
       - Rules that give a failure its reason, as in C(data/reasons.yml). The action plugin of the same name loads that
@@ -223,6 +229,11 @@ tiers:
               attempt as C(cause), null where its line is not in the window).
           type: dict
           returned: always
+        apart:
+          description:
+            - Test traffic (O(test_domain)), in no other count; C(metric_lines), C(sent), C(deferred), C(bounced).
+          type: dict
+          returned: always
         timeline:
           description: Counts by minute; minutes without any are left out.
           type: list
@@ -281,6 +292,7 @@ ARGUMENTS: dict[str, Any] = {
     "metric_hold_minutes": {"type": "int", "default": 15},
     "fired_at": {"type": "str"},
     "own_hosts": {"type": "list", "elements": "str", "default": ["imap.cabal.internal"]},
+    "test_domain": {"type": "str", "default": "sinkhole.test"},
     "reason_rules": {"type": "dict", "required": True},
     "providers": {"type": "dict", "required": True},
     "enhanced_codes": {"type": "dict", "required": True},
@@ -382,6 +394,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             group["tier"], group["log_group"], classifier, masker, start, end,
             metric_pattern=options["metric_pattern"], metric_minutes=options["metric_minutes"],
             own_hosts=options["own_hosts"], max_samples=options["max_samples"],
+            test_domain=options["test_domain"],
         )
         for group in options["groups"]
     }  # fmt: skip

@@ -165,6 +165,9 @@ def spike_signals(triage: Facts, bounces: Facts, deferrals: Facts) -> dict[str, 
         **{name: bounces[name] for name in ("peak", "recent", "over_threshold")},
         "lines": bounces["metric_lines"],
         "total": about["total"],
+        "apart": sum(
+            (log.get("apart") or {}).get("metric_lines") or 0 for log in (tiers.get("by_tier") or {}).values()
+        ),
         "minimum": about["minimum"],
         "onset": change.get("onset"),
         "state": change.get("state"),

@@ -28,6 +28,8 @@ from .taskslog import TaskLog
 
 PEAK_MINUTES = 30
 DEFERRAL_PEAK_MINUTES = 10
+#: The domain of the sinkhole, which stage and dev may have: it bounces and defers on request.
+TEST_DOMAIN = "sinkhole.test"
 LOCAL = "(local)"
 OWN_HOST = "(own host)"
 _NEVER = 1 << 62
@@ -118,6 +120,7 @@ class TierAggregator:
         metric_pattern: what the deployment's metric filter looks for; a substring of the line.
         metric_minutes: the length of the alert rule's window, in minutes.
         own_hosts: names of the host that the smtp tiers relay to.
+        test_domain: where test traffic goes; what is for it alone is counted apart, and nowhere else. Empty: none.
         max_samples: sample lines kept, one a reason and code.
     """
 
@@ -133,6 +136,7 @@ class TierAggregator:
         metric_pattern: str = "dsn=5",
         metric_minutes: int = PEAK_MINUTES,
         own_hosts: Iterable[str] = ("imap.cabal.internal",),
+        test_domain: str = TEST_DOMAIN,
         max_samples: int = 20,
         receives_from_tiers: bool | None = None,
     ) -> None:
@@ -145,6 +149,8 @@ class TierAggregator:
         self._pattern, self._metric_minutes = metric_pattern, metric_minutes
         self._own = frozenset(host.lower().strip("[].") for host in own_hosts)
         self._max_samples = max_samples
+        self._test_domain = test_domain
+        self._apart: Counter[str] = Counter()
         self._inner = tier == "imap" if receives_from_tiers is None else receives_from_tiers
         self._parser = Parser()
         self._same = DigestSet()
@@ -220,6 +226,7 @@ class TierAggregator:
         """Take events (`Event`, or tuples like it), in any order. Never raises on any content."""
         # One loop with local names: it runs once a line, and each call costs as much as a field of the line.
         parse, pattern, streams, is_new = self._parser.parse, self._pattern, self._streams, self._same.add
+        test_domain = self._test_domain
         earliest, events_before = self._start - _SLACK_MS, self._events
         count = mail_lines = 0
         first, last, ingested, lag = _NEVER, 0, 0, -_NEVER
@@ -254,6 +261,10 @@ class TierAggregator:
             if pid is not None:
                 mail_lines += 1
                 task.mail_lines += 1
+            if (
+                kind is Delivery and test_domain and test_domain in message and self._set_apart(record, message)  # type: ignore[arg-type]
+            ):
+                continue
             if pattern in message:
                 self._metric_lines += 1
                 self.metric_seconds[when // 1000] += 1
@@ -268,6 +279,15 @@ class TierAggregator:
         if count:
             self._first, self._last = min(self._first, first), max(self._last, last)
             self._ingested, self._lag = max(self._ingested, ingested), max(self._lag, lag)
+
+    def _set_apart(self, record: Delivery, message: str) -> bool:
+        """Count a delivery of test traffic apart; false where somebody real is among the recipients."""
+        recipients = record.recipients()
+        if not recipients or any(_domain(address) != self._test_domain for address in recipients):
+            return False
+        self._apart[record.outcome] += len(recipients)
+        self._apart["metric_lines"] += self._pattern in message
+        return True
 
     def _new_stream(self, stream: str) -> TaskLog:
         task_id = stream.rpartition("/")[2]
@@ -693,6 +713,10 @@ class TierAggregator:
             ],
             "deferrals": self._deferrals(),
             "expired": expired,
+            "apart": {
+                "domain": self._test_domain or None,
+                **{name: self._apart[name] for name in ("metric_lines", "sent", "deferred", "bounced")},
+            },
             "timeline": [
                 {"minute": format_rfc3339(minute * 60_000), **dict(zip(_MINUTE_FIELDS, counts, strict=True))}
                 for minute, counts in sorted(self._minutes.items())
@@ -972,6 +996,7 @@ def unavailable_tier(
             "own_host": {"lines": None, "recipients": None, "reasons": {}},
         },
         "expired": {"messages": None, "recipients": None, "causes": []},
+        "apart": {"domain": None, **dict.fromkeys(("metric_lines", "sent", "deferred", "bounced"))},
         "timeline": [],
         "tasks": {},
     }  # fmt: skip

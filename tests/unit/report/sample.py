@@ -77,6 +77,7 @@ def tier_log(tier: str, recipients: int = 0, **coverage: Any) -> dict[str, Any]:
             "own_host": {"lines": 0, "recipients": 0, "reasons": {}},
         },
         "expired": {"messages": 0, "recipients": 0, "causes": []},
+        "apart": {"domain": "sinkhole.test", "metric_lines": 0, "sent": 0, "deferred": 0, "bounced": 0},
         "timeline": [],
         "tasks": {},
     }

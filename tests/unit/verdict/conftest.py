@@ -64,6 +64,7 @@ def healthy_log(tier: str) -> dict[str, Any]:
             "own_host": {"lines": 0, "recipients": 0, "reasons": {}},
         },
         "expired": {"messages": 0, "recipients": 0, "causes": []},
+        "apart": {"domain": "sinkhole.test", "metric_lines": 0, "sent": 0, "deferred": 0, "bounced": 0},
         "timeline": [],
     }
 

@@ -527,7 +527,52 @@ def test_a_tier_that_logs_bounces_and_no_deferrals_is_blind_to_this_alert(
     assert ids(triage, table, options) == ["none.below_threshold"]
 
 
+def test_a_low_count_is_never_called_a_false_alarm(triage: Triage, table: list[Any], options: Triage) -> None:
+    """Defect 16: the page's number is no count of lines, and bounces that it can't see count as well."""
+    external(triage, "google", "recipient_unknown", 3)
+    verdict = judge(triage, table, options)["verdict"]
+    assert verdict["id"] == "none.below_threshold"
+    assert verdict["summary"].startswith("No fault found: at most 3 lines with dsn=5 in 30 minutes")
+    assert not any("false" in str(value).lower() for value in verdict.values())
+    # As few lines in the metric, and many bounces beside them that carry no dsn= where they are logged.
+    unseen(triage)
+    assert triage["tiers"]["peak"]["lines"] <= 15
+    assert ids(triage, table, options)[0] not in ("none.below_threshold", "none.ended")
+
+
+def test_test_traffic_is_named_where_it_might_have_caused_the_page(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    """Defect 35: the sinkhole bounces on request."""
+    triage["tiers"]["by_tier"]["smtp-out"]["apart"]["metric_lines"] = 40
+    verdict = judge(triage, table, options)["verdict"]
+    assert verdict["id"] == "none.below_threshold"
+    assert verdict["found"].endswith("40 lines more are test traffic to the sinkhole")
+
+
+def test_a_restart_of_sendmail_by_design_is_no_finding(triage: Triage, table: list[Any], options: Triage) -> None:
+    """Defect 35: a second of refused connections every 15 minutes."""
+    imap_unreachable(triage)
+    triage["environment"]["services"]["imap"]["running"] = 1
+    triage["tiers"]["peak"]["lines"] = 4
+    part = triage["tiers"]["by_tier"]["smtp-in"]["deferrals"]
+    part.update(recipients=4, lines=4, own_host={"recipients": 4, "lines": 4, "reasons": {"network": 4}})
+    assert ids(triage, table, options) == ["none.below_threshold"]
+
+
+def test_silence_of_all_tiers_is_the_way_out_and_nobody_is_told_to_roll_a_tier(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    """Defect 33: all tiers silent at once and exec dead is egress, not health."""
+    egress_down(triage)
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["remedy"]) == ("network.egress_down", None)
+    assert any(action["text"].startswith("Do not roll a tier") for action in verdict["next_actions"])
+    assert not any("force-new-deployment" in str(action["command"]) for action in verdict["next_actions"])
+
+
 def test_three_tasks_of_a_tier_have_one_queue(triage: Triage, table: list[Any], options: Triage) -> None:
+    """Defect 28: `mailq` of three tasks of one tier is one queue three times."""
     deep_queue(triage)
     task = next(row for row in triage["containers"]["tasks"] if row["tier"] == "smtp-out")
     cut = {**task["queue"], "messages": 250, "complete": False}
