@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from . import events, exec_sessions, parser, triage
 from .timing import BenchmarkError, Options, Row, table
@@ -26,17 +27,22 @@ def main(argv: list[str]) -> int:
     arguments = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     arguments.add_argument("--quick", action="store_true", help="small sizes: shows that it works, not how fast")
+    arguments.add_argument("--runs", type=int, help=f"of each command (default {Options.runs}); medians are shown")
     wanted = arguments.parse_args(argv)
     if unknown := set(wanted.names) - set(BENCHMARKS):
         arguments.error(f"no benchmark is called {', '.join(sorted(unknown))}")
     options = Options.quick() if wanted.quick else Options()
+    if wanted.runs is not None:
+        options = replace(options, runs=max(1, wanted.runs))
     rows: list[Row] = []
     status = 0
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start")
     for name in wanted.names or BENCHMARKS:
         print(f"measuring {name} ...", file=sys.stderr)
         try:
-            rows += BENCHMARKS[name](options)
+            found = BENCHMARKS[name](options)
+            print(table(found), file=sys.stderr)
+            rows += found
         except BenchmarkError as error:
             status = 1
             print(f"{name}: {error}", file=sys.stderr)
