@@ -108,6 +108,17 @@ options:
     description: Says that the command changes nothing. It then runs in check mode too, and C(changed) is false.
     type: bool
     default: false
+  diagnose:
+    description:
+      - Looks at everything that is known to break ECS Exec, in each task, before anything is run, and returns what it
+        found as RV(diagnosis). Tasks are tried all the same; where one can't be reached, its problems are added to the
+        reason.
+      - In check mode without O(read_only) it is all that is done, as amazon-ecs-exec-checker does it.
+      - Needs more than running a command does, as C(ecs:DescribeTaskDefinition), C(ecs:DescribeClusters),
+        C(ecs:DescribeContainerInstances), C(sts:GetCallerIdentity), C(iam:SimulatePrincipalPolicy), C(kms:DescribeKey),
+        C(ec2:DescribeSubnets) and C(ec2:DescribeVpcEndpoints). What is not allowed is C(unknown), and the rest goes on.
+    type: bool
+    default: false
   fail_on_unreachable:
     description: Fail when the command did not end by itself in every task wanted.
     type: bool
@@ -176,6 +187,15 @@ EXAMPLES = r"""
     timeout: 300
     read_only: true
 
+- name: Only say what would keep ECS Exec from working, and run nothing
+  ecs_exec:
+    cluster: cabal-mail
+    services: [cabal-imap]
+    argv: ["true"]
+    diagnose: true
+  check_mode: true
+  register: exec
+
 - name: Hand a secret to a command without it standing in any log
   ecs_exec:
     cluster: cabal-mail
@@ -202,6 +222,29 @@ would_run_in:
   returned: in check mode without O(read_only)
   type: list
   elements: str
+diagnosis:
+  description: One entry a task, in the order of the tasks.
+  returned: with O(diagnose=true)
+  type: list
+  elements: dict
+  contains:
+    task:
+      description: Id of the task.
+      type: str
+      returned: always
+    container:
+      description: Name of the container.
+      type: str
+      returned: always
+    checks:
+      description:
+        - What each check says, as C(name) (C(task), C(definition), C(init_process), C(container_instance), C(cluster),
+          C(caller), C(task_role), C(vpc_endpoints)), C(status) and C(text).
+        - The status is C(ok), C(problem), C(warning) for what may be meant so, or C(unknown) for what could not be
+          looked at.
+      type: list
+      elements: dict
+      returned: always
 results:
   description: One entry a task, in a stable order, tasks that can't be reached included.
   returned: always
@@ -292,7 +335,8 @@ results:
 import base64
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -303,6 +347,7 @@ from ansible.module_utils.cabalmail.time import format_rfc3339
 try:
     from ansible.module_utils.ecs_exec import wrapper
     from ansible.module_utils.ecs_exec.aws import Aws
+    from ansible.module_utils.ecs_exec.diagnosis import Check, Diagnosis
     from ansible.module_utils.ecs_exec.runner import Outcome, Plan, call_within, run
     from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
     from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
@@ -333,6 +378,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "max_parallel": {"type": "int", "default": 50},
     "dest": {"type": "path"},
     "read_only": {"type": "bool", "default": False},
+    "diagnose": {"type": "bool", "default": False},
     "fail_on_unreachable": {"type": "bool", "default": False},
     "deadline": {"type": "float"},
 }
@@ -508,6 +554,47 @@ def find_targets(module: Any, ecs: Any, plan: Plan) -> list[Target]:
         fail(module, f"The tasks can't be found: {explain(exc)}")
 
 
+def diagnose(module: Any, targets: Sequence[Target], plan: Plan) -> list[list[Check]]:
+    """Make all checks for all targets, within the deadline."""
+    made: dict[str, Any] = {}
+
+    def clients(service: str) -> Any:
+        if service not in made:
+            made[service] = client(module, service, max_attempts=2)
+        return made[service]
+
+    def look() -> list[list[Check]]:
+        diagnosis = Diagnosis(clients)
+        return [diagnosis.of(target) for target in targets]
+
+    try:
+        return call_within(look, float("inf") if plan.deadline is None else plan.deadline - time.monotonic())
+    except TimeoutError:
+        late = Check("all", "unknown", f"The checks were not over within {module.params['deadline']:g} s.")
+        return [[late] for _ in targets]
+
+
+def diagnosis_of(targets: Sequence[Target], checks: Sequence[Sequence[Check]]) -> list[dict[str, Any]]:
+    """Put checks into the form that RETURN describes."""
+    return [
+        {
+            "task": target.task,
+            "container": target.container,
+            "checks": [{"name": check.name, "status": check.status, "text": check.text} for check in found],
+        }
+        for target, found in zip(targets, checks, strict=True)
+    ]
+
+
+def explained(outcome: Outcome, checks: Mapping[Target, Sequence[Check]]) -> Outcome:
+    """Add the problems that the diagnosis found to the reason of a task that can't be reached."""
+    texts = [check.text for check in checks.get(outcome.target, ()) if check.status == "problem"]
+    new = [text for text in texts if text not in (outcome.reason or "")]
+    if outcome.outcome != "unreachable" or not new:
+        return outcome
+    return replace(outcome, reason=f"{outcome.reason} Found: {' '.join(new)}")
+
+
 def fail(module: Any, sentence: str, **result: Any) -> NoReturn:
     """End the module with one sentence."""
     module.fail_json(msg=sentence, **result)
@@ -533,19 +620,23 @@ def main() -> None:
     ecs, aws = aws_of(module, plan)
     services = params["services"] or []
     targets = find_targets(module, ecs, plan)
+    checks = diagnose(module, targets, plan) if params["diagnose"] else [[] for _ in targets]
+    found = {"diagnosis": diagnosis_of(targets, checks)} if params["diagnose"] else {}
     if module.check_mode and not params["read_only"]:
         names = [target.task for target in targets if target.problem is None][:wanted]
         message = f"Would run the command in {len(names)} of {len(targets)} tasks."
         module.exit_json(
-            changed=bool(names), msg=message, status="complete", reasons=[], results=[], would_run_in=names
+            changed=bool(names), msg=message, status="complete", reasons=[], results=[], would_run_in=names, **found
         )
-    outcomes = run_in(plan, targets, wanted, aws)
+    by_target = dict(zip(targets, checks, strict=True))
+    outcomes = [explained(outcome, by_target) for outcome in run_in(plan, targets, wanted, aws)]
     reasons = reasons_of(outcomes, services, targets)
     result = {
         "changed": not params["read_only"] and any(outcome.outcome != "unreachable" for outcome in outcomes),
         "status": status_of(outcomes, reasons, wanted),
         "reasons": reasons,
         "results": [result_of(outcome) for outcome in outcomes],
+        **found,
     }
     if params["fail_on_unreachable"] and result["status"] != "complete":
         fail(module, f"The command did not run to its end in every task: {' '.join(reasons)}", **result)

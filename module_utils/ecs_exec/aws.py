@@ -17,6 +17,27 @@ from .targets import Target, definition_problems, refresh
 THROTTLED: Final = frozenset(
     {"ThrottlingException", "Throttling", "ThrottledException", "TooManyRequestsException", "RequestLimitExceeded"}
 )
+#: What the agent or the gateway says at a session's end, and what it means.
+_CLOSINGS: Final = (
+    (
+        "Plugin with name InteractiveCommands not found",
+        "the agent has nowhere to write: a full /tmp, a file system that is full or in part read-only, or an old agent",
+    ),
+    (
+        "Fetching data key failed",
+        "the task role may not call kms:Decrypt with the cluster's key, or the key's policy forbids it",
+    ),
+    ("Handshake timed out", "this side did not answer in time: a slow network, or KMS that does not answer"),
+    (
+        "Setting up data channel",
+        "the task role's credentials have expired or lack ssmmessages:OpenDataChannel, or ssmmessages is out of reach",
+    ),
+    ("due to inactivity", "AWS ends a session that has been idle for 20 minutes"),
+    (
+        "encryption is not set up",
+        "the cluster's logging configuration asks for an encrypted log group or bucket, and the one it names is not",
+    ),
+)
 SERVER: Final = frozenset({"ServerException", "InternalServerError", "ServiceUnavailable", "InternalFailure"})
 
 
@@ -129,9 +150,16 @@ class Aws:
     def _definition_problems(self, target: Target) -> list[str]:
         try:
             answer = self._ecs.describe_task_definition(taskDefinition=target.task_definition)
-            return definition_problems(answer["taskDefinition"], target.container)
+            return definition_problems(answer["taskDefinition"], target.container, target.role)
         except Exception:  # the caller may lack the permission; the general causes are named then
             return []
+
+
+def explain_closing(words: str) -> str:
+    """Return the agent's or gateway's words with what they mean, as far as that is known."""
+    meaning = next((meaning for sign, meaning in _CLOSINGS if sign in words), None)
+    text = words.rstrip(".")
+    return f"{text} (that is, {meaning})." if meaning else f"{text}."
 
 
 def _denies(code: str) -> bool:

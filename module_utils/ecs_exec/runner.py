@@ -21,7 +21,7 @@ from typing import BinaryIO, Final, Literal, TypeVar
 from ..session_manager.channel import Closed, Event, Output
 from ..session_manager.client import NotReachable, Session, SessionBroke, in_thread
 from . import wrapper
-from .aws import SERVER, THROTTLED, Aws, Started, error_of
+from .aws import SERVER, THROTTLED, Aws, Started, error_of, explain_closing
 from .targets import Target
 from .wrapper import ArmourError, Program, Reader
 
@@ -306,16 +306,21 @@ class _Run:
                 "The command's time was over, but the container did not report its end: whether it still runs is"
                 " unknown."
             )
-        return SessionBroke("The container did not start the command in time; whether it will is unknown.")
+        return SessionBroke(
+            "The container did not start the command in time; whether it will is unknown (an agent runs two sessions in"
+            " a container at a time, and others wait)."
+        )
 
     def _closed_early(self, reader: Reader, exc: SessionBroke) -> Exception:
         words = self._closing or ""
         if not reader.started and "Unable to start command" in words:
             return _Unreachable(f"The container cannot start /bin/sh, which running a command needs ({words}).")
         if not reader.started and words:
-            return _Unreachable(f"Systems Manager closed the session before the command started: {words}")
+            said = explain_closing(words)
+            return _Unreachable(f"Systems Manager closed the session before the command started: {said}")
         if words:
-            return SessionBroke(f"Systems Manager closed the session before the command's end: {words}")
+            said = explain_closing(words)
+            return SessionBroke(f"Systems Manager closed the session before the command's end: {said}")
         return SessionBroke(f"The session was closed before the command's end was seen: how it ended is unknown. {exc}")
 
     def _too_much(self) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 _DESCRIBE: Final = 100  # tasks that one DescribeTasks takes
 _AGENT: Final = "ExecuteCommandAgent"
-_OLD_PLATFORM: Final = (1, 4, 0)
+_OLDEST_PLATFORM: Final = (1, 4, 0)
+_OLDEST_WINDOWS: Final = (1, 0, 0)
 _KEYS: Final = frozenset({"AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 
 
@@ -38,6 +39,9 @@ class Target:
     task_definition: str | None = None
     problem: str | None = None
     runtime_id: str = ""
+    role: str | None = None  # the task role, where the task overrides its definition's
+    container_instance: str | None = None  # on EC2
+    subnet: str | None = None
 
     @property
     def task(self) -> str:
@@ -134,7 +138,15 @@ def _container_target(task: Mapping[str, Any], container: Mapping[str, Any], clu
         ip=next(filter(None, addresses), None),
         problem=_task_problem(task) or _agent_problem(container),
         runtime_id=container.get("runtimeId", ""),
+        role=(task.get("overrides") or {}).get("taskRoleArn"),
+        container_instance=task.get("containerInstanceArn"),
+        subnet=_subnet(task),
     )
+
+
+def _subnet(task: Mapping[str, Any]) -> str | None:
+    details = (detail for attachment in task.get("attachments") or [] for detail in attachment.get("details") or [])
+    return next((detail.get("value") for detail in details if detail.get("name") == "subnetId"), None)
 
 
 def _choose(task: Mapping[str, Any], wanted: str | None) -> Mapping[str, Any]:
@@ -166,14 +178,17 @@ def _task_problem(task: Mapping[str, Any]) -> str | None:
 
 def _platform_problem(task: Mapping[str, Any]) -> str | None:
     version = task.get("platformVersion")
-    if task.get("launchType") != "FARGATE" or not version or "windows" in str(task.get("platformFamily", "")).lower():
+    if task.get("launchType") != "FARGATE" or not version:
         return None
+    windows = "windows" in str(task.get("platformFamily", "")).lower()
+    oldest = _OLDEST_WINDOWS if windows else _OLDEST_PLATFORM
     try:
         number = tuple(int(part) for part in version.split("."))
     except ValueError:
         return None
-    if number < _OLD_PLATFORM:
-        return f"Fargate platform version {version} has no ECS Exec; it needs 1.4.0 or later."
+    if number < oldest:
+        needed = ".".join(map(str, oldest))
+        return f"Fargate platform version {version} has no ECS Exec; it needs {needed} or later."
     return None
 
 
@@ -189,8 +204,11 @@ def _agent_problem(container: Mapping[str, Any]) -> str | None:
     return f"The ECS Exec agent in the container is {status}{because}: only a new task gets a new one."
 
 
-def definition_problems(definition: Mapping[str, Any], container: str) -> list[str]:
-    """Name what in a task definition is known to break ECS Exec in one of its containers."""
+def definition_problems(definition: Mapping[str, Any], container: str, role: str | None = None) -> list[str]:
+    """Name what in a task definition is known to break ECS Exec in one of its containers.
+
+    role: the task role that the task itself names instead of its definition.
+    """
     problems = []
     for part in definition.get("containerDefinitions") or []:
         names = {variable.get("name") for variable in part.get("environment") or []}
@@ -203,9 +221,9 @@ def definition_problems(definition: Mapping[str, Any], container: str) -> list[s
             problems.append(f"the container's environment sets {', '.join(keys)}, which the agent takes for its own")
     if definition.get("pidMode") == "task":
         problems.append("the containers share a PID namespace (pidMode task), where exec works in one of them only")
-    if not definition.get("taskRoleArn"):
+    if not definition.get("taskRoleArn") and role is None:
         problems.append(
-            "the task definition names no task role, so unless an override or the instance's profile allows the four"
+            "there is no task role, in the task or its definition, so unless the instance's profile allows the four"
             " ssmmessages actions the agent cannot connect"
         )
     return problems

@@ -58,7 +58,8 @@ class Endpoint(Gateway):
         self.calls: list[str] = []
         self.secrets: list[str] = []
 
-    def answer(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, operation: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Answer a call; None: the caller may not make it."""
         self.calls.append(operation)
         if operation == "ListTasks":
             tasks = TASKS[body.get("serviceName", "imap")]
@@ -68,7 +69,11 @@ class Endpoint(Gateway):
         if operation == "TerminateSession":
             self.terminate(body["SessionId"])
             return {"SessionId": body["SessionId"]}
-        assert operation == "ExecuteCommand"
+        if operation == "DescribeTaskDefinition":
+            container = {"name": "imap", "readonlyRootFilesystem": True}
+            return {"taskDefinition": {"taskRoleArn": "arn:aws:iam::1:role/r", "containerDefinitions": [container]}}
+        if operation != "ExecuteCommand":
+            return None
         started = self.execute(None, body["command"])  # type: ignore[arg-type]
         self.secrets += [started.url, started.token, started.url.rpartition("?")[0]]
         session = {"sessionId": started.session_id, "streamUrl": started.url, "tokenValue": started.token}
@@ -82,10 +87,12 @@ def endpoint() -> Iterator[tuple[Endpoint, str]]:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                operation = self.headers["X-Amz-Target"].rpartition(".")[2]
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                answer = json.dumps(running.answer(operation, body)).encode()
-                self.send_response(200)
+                operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                content = running.answer(operation, json.loads(body) if operation else {})
+                denial = {"__type": "AccessDeniedException", "message": "no"}
+                answer = json.dumps(denial if content is None else content).encode()
+                self.send_response(400 if content is None else 200)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -213,6 +220,38 @@ def test_check_mode_runs_only_what_is_read_only(module, endpoint):
     assert "ExecuteCommand" not in running.calls
     result = module(url, check=True, services=["imap"], argv=["true"], read_only=True)
     assert (result["changed"], len(result["results"])) == (False, 2)
+
+
+def test_a_diagnosis_runs_nothing_in_check_mode_and_says_what_it_could_not_see(module, endpoint):
+    running, url = endpoint
+    result = module(url, check=True, services=["imap", "off"], argv=["true"], diagnose=True)
+    assert "ExecuteCommand" not in running.calls
+    first, second, off = result["diagnosis"]
+    assert (first["task"], first["container"]) == ("a" * 32, "imap")
+    assert first["checks"] == second["checks"]
+    statuses = {check["name"]: check["status"] for check in first["checks"]}
+    assert statuses == {
+        "task": "ok",
+        "definition": "problem",
+        "init_process": "warning",
+        "cluster": "unknown",
+        "caller": "unknown",
+        "task_role": "unknown",
+    }
+    assert [check["name"] for check in off["checks"]] == ["task"]
+    assert "was not enabled" in off["checks"][0]["text"]
+    assert running.calls.count("DescribeTaskDefinition") == 1
+
+
+def test_problems_that_a_diagnosis_found_are_added_to_the_reason_of_a_task_out_of_reach(module, endpoint):
+    running, url = endpoint
+    running.mischief.refuse_upgrade = 403
+    result = module(url, tasks=["a" * 32], argv=["true"], diagnose=True)
+    (entry,) = result["results"]
+    assert entry["outcome"] == "unreachable"
+    assert "HTTP status 403" in entry["reason"]
+    assert "Found: The container's root file system is read-only" in entry["reason"]
+    assert "diagnosis" not in module(url, tasks=["a" * 32], argv=["true"])
 
 
 def test_files_go_in_and_come_out(module, endpoint, tmp_path):
