@@ -28,12 +28,15 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     arguments.add_argument("--quick", action="store_true", help="small sizes: shows that it works, not how fast")
     arguments.add_argument("--runs", type=int, help=f"of each command (default {Options.runs}); medians are shown")
+    arguments.add_argument("--events", type=int, help=f"log events to read and count (default {Options.events:,})")
     wanted = arguments.parse_args(argv)
     if unknown := set(wanted.names) - set(BENCHMARKS):
         arguments.error(f"no benchmark is called {', '.join(sorted(unknown))}")
     options = Options.quick() if wanted.quick else Options()
     if wanted.runs is not None:
         options = replace(options, runs=max(1, wanted.runs))
+    if wanted.events is not None:
+        options = replace(options, events=max(3, wanted.events))
     rows: list[Row] = []
     status = 0
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start")
