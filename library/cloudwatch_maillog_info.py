@@ -88,8 +88,18 @@ options:
     description: Texts of the enhanced status codes, as in C(data/enhanced_codes.yml), which the action plugin loads.
     type: dict
     required: true
+  engine:
+    description:
+      - V(filter) reads with FilterLogEvents; V(insights) with CloudWatch Logs Insights, whose scanned bytes are billed.
+      - V(auto) takes Insights where FilterLogEvents would need more than half of the time, by the stored bytes of the
+        groups (DescribeLogGroups). Both give the same counts.
+    type: str
+    choices: [filter, insights, auto]
+    default: filter
   requests_per_second:
-    description: FilterLogEvents calls a second, over all groups. The quota of an account and region is 5 to 25.
+    description:
+      - Calls of FilterLogEvents (or of StartQuery and GetQueryResults) a second, over all groups. The quota of an
+        account and region is 5 to 25.
     type: float
     default: 5
   max_samples:
@@ -161,7 +171,10 @@ tiers:
       type: dict
       returned: always
     stats:
-      description: C(pages), C(events), C(bytes), C(throttled) (answers that AWS refused for their rate), C(seconds).
+      description:
+        - C(engine) and C(engine_reason) (why it was taken), C(pages) (or queries), C(events), C(bytes),
+          C(scanned_bytes) (what Insights bills, else null), C(throttled) (answers that AWS refused for their rate),
+          C(seconds).
       type: dict
       returned: always
     peak:
@@ -258,6 +271,7 @@ from ansible.module_utils.aws_support import aws_module, client
 from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
+from ansible.module_utils.cloudwatch_insights import Choice, InsightsReader, choose
 from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
 
 try:
@@ -296,6 +310,7 @@ ARGUMENTS: dict[str, Any] = {
     "reason_rules": {"type": "dict", "required": True},
     "providers": {"type": "dict", "required": True},
     "enhanced_codes": {"type": "dict", "required": True},
+    "engine": {"type": "str", "choices": ["filter", "insights", "auto"], "default": "filter"},
     "requests_per_second": {"type": "float", "default": 5},
     "max_samples": {"type": "int", "default": 20},
     "work_dir": {"type": "path"},
@@ -408,10 +423,14 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         module, "logs", connect_timeout=min(3.0, budget), read_timeout=min(10.0, budget), max_attempts=1,
         max_pool_connections=THREADS,
     )  # fmt: skip
-    reader = Reader(logs, until, options["requests_per_second"], THREADS)
+    groups = [(group["tier"], group["log_group"]) for group in options["groups"]]
+    choice = Choice(options["engine"], "asked for")
+    if choice.engine == "auto":
+        choice = choose(logs, [group for _, group in groups], start, end, options["requests_per_second"], budget)
+    engine = InsightsReader if choice.engine == "insights" else Reader
+    reader = engine(logs, until, options["requests_per_second"], THREADS)
     progress = Progress(work_dir, started)
     pages = events = 0
-    groups = [(group["tier"], group["log_group"]) for group in options["groups"]]
     for page in reader.read(groups, start, end):
         crew.feed(page.tier, page.body)
         pages += 1
@@ -441,9 +460,12 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         "reasons": reasons,
         "window": {"start": format_rfc3339(start), "end": format_rfc3339(end)},
         "stats": {
+            "engine": choice.engine,
+            "engine_reason": choice.why,
             "pages": pages,
             "events": events,
             "bytes": reader.bytes,
+            "scanned_bytes": reader.scanned if isinstance(reader, InsightsReader) else None,
             "throttled": reader.bucket.throttled,
             "seconds": round(time.monotonic() - started, 3),
         },

@@ -21,7 +21,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -109,7 +109,9 @@ class TokenBucket:
             self._rate = min(self._full, self._rate * 1.1)
 
 
-class _Slice(NamedTuple):
+class Slice(NamedTuple):
+    """A part of the window of one group, both ends included; `whole`: nothing was cut yet."""
+
     tier: str
     group: str
     start: int
@@ -167,7 +169,7 @@ class Reader:
         self._client = client
         self._until = until
         self._threads = threads
-        self._work: deque[_Slice] = deque()
+        self._work: deque[Slice] = deque()
         self._open: dict[str, int] = {}
         self._failed: set[str] = set()
         self._change = threading.Condition()
@@ -181,7 +183,7 @@ class Reader:
         for tier, group in groups:
             self.outcomes[tier] = Outcome()
             self._open[tier] = 1
-            self._work.append(_Slice(tier, group, start, end, True))
+            self._work.append(Slice(tier, group, start, end, True))
         for _ in range(self._threads):
             # Daemons, since a thread that hangs in a call must not keep the module from ending in time.
             threading.Thread(target=self._run, daemon=True).start()
@@ -218,7 +220,7 @@ class Reader:
                 self._give_up(piece.tier, f"Reading {piece.group} failed: {explain(error)}")
             self._close(piece.tier)
 
-    def _next(self) -> _Slice | None:
+    def _next(self) -> Slice | None:
         with self._change:
             while not self._work:
                 if not any(self._open.values()) or time.monotonic() > self._until:
@@ -243,7 +245,7 @@ class Reader:
             self._work = deque(piece for piece in self._work if piece.tier != tier)
             self._open[tier] -= dropped
 
-    def _read_slice(self, piece: _Slice) -> None:
+    def _read_slice(self, piece: Slice) -> None:
         token: str | None = None
         while piece.tier not in self._failed:
             body = self._page(piece, token)
@@ -261,7 +263,7 @@ class Reader:
             if piece.whole and self._cut(piece, body):
                 return
 
-    def _cut(self, piece: _Slice, body: bytes) -> bool:
+    def _cut(self, piece: Slice, body: bytes) -> bool:
         """Cut a window that has more than a page into slices; False when it's too short for that."""
         if piece.end - piece.start < 2 * _MIN_SLICE_MS:
             return False
@@ -273,24 +275,29 @@ class Reader:
             count = (piece.end - piece.start) // covered
         count = max(2, min(_MAX_SLICES, int(count) // 2, (piece.end - piece.start) // _MIN_SLICE_MS))
         bounds = [piece.start + (piece.end + 1 - piece.start) * part // count for part in range(count + 1)]
-        slices = [_Slice(piece.tier, piece.group, low, high - 1, False) for low, high in pairwise(bounds)]
+        slices = [Slice(piece.tier, piece.group, low, high - 1, False) for low, high in pairwise(bounds)]
         with self._change:
             self._open[piece.tier] += len(slices)
             self._work.extend(slices)
             self._change.notify_all()
         return True
 
-    def _page(self, piece: _Slice, token: str | None) -> bytes | None:
-        """One page, tried again when throttled or interrupted; None when the reading of the group is over."""
+    def _page(self, piece: Slice, token: str | None) -> bytes | None:
+        """One page; None when the reading of the group is over."""
         request: dict[str, Any] = {"logGroupName": piece.group, "startTime": piece.start, "endTime": piece.end}
         if token is not None:
             request["nextToken"] = token
+        answer = self._ask(piece, lambda: self._client.filter_log_events(**request))
+        return None if answer is None else answer["body"]
+
+    def _ask(self, piece: Slice, call: Callable[[], Any]) -> Any | None:
+        """The answer to a call, tried again when throttled or interrupted; None when the group is given up."""
         problem = ""
         for attempt in range(_ATTEMPTS):
             if not self.bucket.take(self._until):
                 break
             try:
-                answer = self._client.filter_log_events(**request)
+                answer = call()
             except Exception as error:
                 kind = classify(error)
                 problem = explain(error)
@@ -308,8 +315,7 @@ class Reader:
                 self._pause(attempt)
             else:
                 self.bucket.speed_up()
-                body: bytes = answer["body"]
-                return body
+                return answer
         sentence = f"Reading the log group {piece.group} ended early"
         self._give_up(piece.tier, f"{sentence}: {problem}" if problem else f"{sentence}: its time was up.")
         return None

@@ -143,10 +143,10 @@ class LogStore:
         """
         group = self._group(request)
         streams = self._stream_names(group, request)
-        limit = _integer(request, "limit", 1, PAGE_EVENTS, PAGE_EVENTS)
-        start = _integer(request, "startTime", 0, None, 0)
+        limit = int_member(request, "limit", 1, PAGE_EVENTS, PAGE_EVENTS)
+        start = int_member(request, "startTime", 0, None, 0)
         now = int(time.time() * 1000)
-        end = min(_integer(request, "endTime", 0, None, now), now)
+        end = min(int_member(request, "endTime", 0, None, now), now)
         digest = _request_digest(request, group.name)
         position, empty_left = self._position(request.get("nextToken"), digest)
         if empty_left:
@@ -282,7 +282,7 @@ class LogStore:
         return answer | ({"nextToken": token} if token else {})
 
     def _slice(self, names: list[str], request: dict[str, Any]) -> tuple[list[str], str | None]:
-        limit = _integer(request, "limit", 1, 50, 50)
+        limit = int_member(request, "limit", 1, 50, 50)
         digest = _request_digest(request, "")
         (offset, _name), _empty = self._position(request.get("nextToken"), digest)
         chosen = names[offset : offset + limit]
@@ -308,7 +308,7 @@ def _request_digest(request: dict[str, Any], group: str) -> str:
     return hashlib.sha256(json.dumps([group, rest], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _integer(request: dict[str, Any], name: str, low: int, high: int | None, default: int) -> int:
+def int_member(request: dict[str, Any], name: str, low: int, high: int | None, default: int) -> int:
     value = request.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         span = f"between {low} and {high}" if high is not None else f"{low} or more"

@@ -32,6 +32,7 @@ from .cognito import UserPool
 from .ecs import Cluster
 from .errors import ApiError, SandboxError
 from .faults import TASK_PRINCIPAL, Faults, message
+from .insights import Queries
 from .logs import LogStore
 from .model import EXEC_KEY, NAMESPACE, REGION, ExecSession, Fault, Scenario, TaskSpec, TierSpec
 from .moto_backend import Moto
@@ -281,6 +282,7 @@ class Sandbox:
 
     def _own_operations(self, cluster: Cluster, logs: LogStore, users: UserPool) -> dict[str, Handler]:
         """The operations that do not go to moto."""
+        queries = Queries(logs)
         return {
             "ecs.ListClusters": cluster.list_clusters,
             "ecs.DescribeClusters": cluster.describe_clusters,
@@ -298,6 +300,8 @@ class Sandbox:
             "logs.FilterLogEvents": logs.filter_log_events,
             "logs.DescribeLogGroups": logs.describe_log_groups,
             "logs.DescribeLogStreams": logs.describe_log_streams,
+            "logs.StartQuery": queries.start_query,
+            "logs.GetQueryResults": queries.get_query_results,
         }
 
     async def _suffer(self, request: web.Request, call: Call, fault: Fault) -> web.StreamResponse | None:
