@@ -138,6 +138,7 @@ attributes:
     description: Runs commands in containers.
     details: Runs only with O(read_only=true); otherwise says what it would run and where.
 notes:
+  - Ctrl-C and the C(timeout) of a task end the commands in the containers and the sessions.
   - An exit status other than 0 does not fail the task, since one of many containers must not hide the others. Say what
     a failure is with C(failed_when), as the examples do.
   - The caller needs C(ecs:ExecuteCommand), C(ecs:DescribeTasks), C(ecs:ListTasks), and C(ssm:TerminateSession) to end
@@ -441,6 +442,7 @@ def plan_of(params: dict[str, Any], started: float) -> Plan:
         deadline=started + params["deadline"] if params["deadline"] is not None else None,
         dest=dest,
         ca_bundle=params.get("aws_ca_bundle"),
+        reader=1,  # Ansible reads standard output until the task's own time limit, and then leaves the module alone
     )
 
 

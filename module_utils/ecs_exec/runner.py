@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ LEAST_TIME: Final = 2.0  # seconds before the deadline below which no session is
 LINGER: Final = 0.3  # seconds to wait for channel_closed before the session is ended from here
 TERMINATE_TIMEOUT: Final = 5.0
 YOUNG: Final = 60.0  # seconds after a task's start in which its agent may still be connecting
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_RETRY: Final = 20.0  # seconds of repeated ExecuteCommand
 
 
@@ -46,6 +48,8 @@ class Plan:
     max_output: bytes of standard output and standard error together; None: no bound.
     dest: directory for standard output, one file ``<task id>.out`` each; None: it is kept in memory.
     ca_bundle: file with certificate authorities for the data channel; None: the environment's or the system's.
+    reader: descriptor of a pipe that leads to whoever waits for the result. When nobody does any more, as after the
+        time limit of an Ansible task, everything ends as by an interrupt; None: nothing is watched.
     """
 
     program: Program
@@ -56,6 +60,7 @@ class Plan:
     dest: Path | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     ca_bundle: str | None = None
+    reader: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +135,44 @@ class _Sink:
 def run(plan: Plan, targets: Sequence[Target], aws: Aws) -> list[Outcome]:
     """Run the plan in all targets; the outcomes stand in the order of the targets.
 
-    An interrupt (SIGINT, SIGTERM, SIGHUP) ends the sessions before it goes on.
+    An interrupt (SIGINT, SIGTERM, SIGHUP) ends the sessions; then its own handler gets it, or CancelledError is raised.
     """
-    return asyncio.run(_run_all(plan, targets, aws))
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _INTERRUPTS} if in_main_thread else {}
+    interrupts: list[int] = []
+    wanted = [number for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)]
+    try:
+        return asyncio.run(_run_all(plan, targets, aws, wanted, interrupts))
+    finally:
+        for number in wanted:
+            signal.signal(number, handlers[number])
+        for interrupt in interrupts:
+            if callable(handlers[signal.Signals(interrupt)]):
+                signal.raise_signal(interrupt)
 
 
-async def _run_all(plan: Plan, targets: Sequence[Target], aws: Aws) -> list[Outcome]:
+async def _run_all(
+    plan: Plan, targets: Sequence[Target], aws: Aws, signals: Sequence[int], interrupts: list[int]
+) -> list[Outcome]:
     loop, main = asyncio.get_running_loop(), asyncio.current_task()
-    if main is not None and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, main.cancel)
+    ending = False
+
+    def end() -> None:
+        """Begin to end everything, once: a second interrupt must not disturb what the first one began."""
+        nonlocal ending
+        if main is not None and not ending:
+            ending = True
+            main.cancel()
+
+    def interrupted(number: int) -> None:
+        if not ending:
+            interrupts.append(number)
+        end()
+
+    for number in signals:
+        loop.add_signal_handler(number, interrupted, number)
+    if plan.reader is not None and stat.S_ISFIFO(os.fstat(plan.reader).st_mode):
+        _when_reader_goes(loop, plan.reader, end)
     slots = asyncio.Semaphore(plan.max_parallel)
 
     async def bounded(target: Target) -> Outcome:
@@ -147,6 +180,16 @@ async def _run_all(plan: Plan, targets: Sequence[Target], aws: Aws) -> list[Outc
             return await _Run(plan, target, aws).outcome()
 
     return list(await asyncio.gather(*(bounded(target) for target in targets)))
+
+
+def _when_reader_goes(loop: asyncio.AbstractEventLoop, descriptor: int, then: Callable[[], object]) -> None:
+    """Call ``then`` when the other end of a pipe that is written to has been closed, which is all it reports."""
+
+    def gone() -> None:
+        loop.remove_reader(descriptor)
+        then()
+
+    loop.add_reader(descriptor, gone)
 
 
 class _Run:

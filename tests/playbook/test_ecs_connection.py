@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +39,25 @@ class Tasks:
         self.inventory.write_text(json.dumps(given))
 
     def __call__(self, program: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        keys = {"AWS_ACCESS_KEY_ID": "AKIAOPERATOR", "AWS_SECRET_ACCESS_KEY": "operators-secret"}
         return subprocess.run(
             [str(BIN / program), "-i", str(self.inventory), *words],
             cwd=REPO,
-            env={**self.sandbox.environment(), **keys, "ANSIBLE_LOCAL_TEMP": str(self.folder), **environment},
+            env=self.environment(**environment),
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=60,
         )
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        keys = {"AWS_ACCESS_KEY_ID": "AKIAOPERATOR", "AWS_SECRET_ACCESS_KEY": "operators-secret"}
+        return {**self.sandbox.environment(), **keys, "ANSIBLE_LOCAL_TEMP": str(self.folder), **changes}
+
+    @staticmethod
+    def sandbox_runs(line: str) -> bool:
+        """Whether a process of this very command line runs, in whatever container."""
+        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        return line in listing.splitlines()
 
     def listed(self) -> dict[str, Any]:
         done = self("ansible-inventory", "--list")
@@ -185,26 +197,65 @@ def scenario_with(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_task_time_limit_ends_the_command_in_the_container_and_leaves_no_session(
-    tasks: Tasks, tmp_path: Path
+@pytest.fixture
+def endless(tasks: Tasks, tmp_path: Path) -> Callable[..., list[str]]:
+    """Write a playbook whose task, by the connection or by the module, runs for hours; return the words that run it."""
+
+    def write(how: str, **keywords: Any) -> list[str]:
+        connection = {"cluster": "cabal-mail", "region": "us-east-1", "endpoint_url": tasks.sandbox.url}
+        task = {
+            "connection": {"ansible.builtin.raw": "sleep 65432"},
+            "module": {"ecs_exec": {**connection, "services": ["cabal-imap"], "argv": ["sleep", "65432"]}},
+        }[how]
+        play = {"hosts": "cabal_imap" if how == "connection" else "localhost", "gather_facts": False}
+        path = tmp_path / "endless.yml"
+        path.write_text(json.dumps([{**play, "tasks": [{**task, **keywords}]}]))
+        return ["ansible-playbook", str(path)]
+
+    return write
+
+
+def assert_ended(tasks: Tasks) -> None:
+    """The command is gone from the container and its session was ended, by whoever outlived the controller."""
+    wait_until(lambda: "ssm.TerminateSession" in [call["operation"] for call in tasks.sandbox.calls()])
+    wait_until(lambda: not tasks.sandbox_runs("sleep 65432"))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", ["connection", "module"])
+def test_the_time_limit_of_a_task_ends_the_command_and_the_session(
+    tasks: Tasks, endless: Callable[..., list[str]], how: str
 ) -> None:
-    play = tmp_path / "play.yml"
-    play.write_text(
-        json.dumps(
-            [
-                {
-                    "hosts": "cabal_imap",
-                    "gather_facts": False,
-                    "tasks": [{"ansible.builtin.raw": "sleep 6543", "timeout": 2}],
-                }
-            ]
-        )
-    )
-    done = tasks("ansible-playbook", str(play))
+    done = tasks(*endless(how, timeout=5))
     assert done.returncode == 2, done.stdout + done.stderr
-    left = tasks("ansible", "cabal_imap", "-m", "raw", "-a", "pgrep -fx 'sleep 6543'")
-    assert "rc=1" in left.stdout, left.stdout
-    assert any(call["operation"] == "ssm.TerminateSession" for call in tasks.sandbox.calls())
+    assert "ecs.ExecuteCommand" in [call["operation"] for call in tasks.sandbox.calls()]
+    assert_ended(tasks)
+
+
+@pytest.mark.parametrize("how", ["connection", "module"])
+def test_an_interrupt_ends_the_command_and_the_session(
+    tasks: Tasks, endless: Callable[..., list[str]], how: str
+) -> None:
+    program, *words = endless(how)
+    with subprocess.Popen(
+        [str(BIN / program), "-i", str(tasks.inventory), *words],
+        cwd=REPO,
+        env=tasks.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        wait_until(lambda: tasks.sandbox_runs("sleep 65432"))
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C at a terminal does
+        assert process.wait(20) != 0
+    assert_ended(tasks)
 
 
 def test_neither_token_nor_url_is_shown_whatever_the_verbosity(tasks: Tasks) -> None:
