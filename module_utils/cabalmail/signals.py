@@ -123,7 +123,6 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
     if not logs:
         unknown = (
             "lines",
-            "metric_lines",
             "recipients",
             "unseen",
             "peak",
@@ -142,7 +141,6 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
     extra = max(0, unseen - own_seen)
     return {
         "lines": sum(log["bounces"]["bounced_lines" if alert["deferred"] else "lines"] for log in logs),
-        "metric_lines": sum(log["bounces"]["lines"] for log in logs),
         "recipients": recipients,
         "unseen": extra,
         "total": recipients + extra,
@@ -163,7 +161,6 @@ def spike_signals(triage: Facts, bounces: Facts, deferrals: Facts) -> dict[str, 
     return {
         # Lines, peak and what came last are those of the metric, whichever it is.
         **{name: bounces[name] for name in ("peak", "recent", "over_threshold")},
-        "lines": bounces["metric_lines"],
         "total": about["total"],
         "apart": sum(
             (log.get("apart") or {}).get("metric_lines") or 0 for log in (tiers.get("by_tier") or {}).values()
