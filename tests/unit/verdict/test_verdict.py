@@ -456,6 +456,19 @@ def test_a_few_deferrals_are_nothing_and_the_words_are_of_the_alert_at_hand(
     assert "logs deferrals" in verdict["confidence_reason"]
 
 
+def test_what_is_over_is_told_with_its_beginning(triage: Triage, table: list[Any], options: Triage) -> None:
+    ended(triage)
+    triage["tiers"]["change"] = {
+        "state": "ended",
+        "onset": "2026-11-24T21:10:00Z",
+        "condition": {"state": "ended", "now": False},
+    }
+    finding = next(row for row in judge(triage, table, options)["findings"] if row["id"] == "none.ended")
+    assert finding["found"] == (
+        "peak 20, now none; it began at 2026-11-24T21:10:00Z; the runbook's condition held and has ended"
+    )
+
+
 def test_deferrals_are_no_finding_of_a_triage_about_bounces_unless_they_spike_too(
     triage: Triage, table: list[Any], options: Triage
 ) -> None:
