@@ -120,6 +120,10 @@ class Sandbox:
         with urllib.request.urlopen(f"{self.url}/_sandbox/calls", timeout=60) as answer:
             return [json.loads(line) for line in answer.read().decode().splitlines() if line.strip()]
 
+    def operator_calls(self) -> list[dict[str, Any]]:
+        """Those of them that are not the loops' inside the tasks, which go on all the time."""
+        return [call for call in self.calls() if call["principal"] != "task"]
+
     def reset_calls(self) -> None:
         """Forget the calls so far."""
         self.post("reset-calls", {})

@@ -87,7 +87,7 @@ def test_refused_in_one_sentence_before_any_call(
     assert len(errors) == 1, run.output
     assert sentence in errors[0]
     assert run.outcome == {}
-    assert sandbox.calls() == []
+    assert sandbox.operator_calls() == []
 
 
 def test_a_resolved_page_starts_nothing(sandbox: Sandbox, triage: Callable[..., Run], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_resolved_page_starts_nothing(sandbox: Sandbox, triage: Callable[..., 
     assert run.status == 0
     assert "is resolved since 2026-11-24T20:30:00Z: there is nothing to triage, so nothing was done." in run.stdout
     assert run.outcome == {}
-    assert sandbox.calls() == []
+    assert sandbox.operator_calls() == []
 
 
 def test_nothing_in_a_payload_is_rendered_as_a_template(triage: Callable[..., Run], tmp_path: Path) -> None:
