@@ -142,7 +142,8 @@ notes:
   - An exit status other than 0 does not fail the task, since one of many containers must not hide the others. Say what
     a failure is with C(failed_when), as the examples do.
   - The caller needs C(ecs:ExecuteCommand), C(ecs:DescribeTasks), C(ecs:ListTasks), and C(ssm:TerminateSession) to end
-    sessions at once. C(ecs:DescribeTaskDefinition) makes the reasons better.
+    sessions at once. C(ecs:DescribeTaskDefinition) makes the reasons better. C(ssm:ResumeSession) carries a session on
+    whose connection breaks; without it that is C(session_broke).
   - Proxies are taken from C(HTTPS_PROXY) and C(NO_PROXY), certificate authorities from O(aws_ca_bundle),
     C(AWS_CA_BUNDLE), C(REQUESTS_CA_BUNDLE) or C(SSL_CERT_FILE).
   - Where the cluster encrypts its sessions with a KMS key, the caller needs C(kms:GenerateDataKey) for it and the task

@@ -78,6 +78,20 @@ class Aws:
         """Call ssm:TerminateSession; boto3's exceptions pass through."""
         self._ssm.terminate_session(SessionId=session_id)
 
+    def resume(self, session_id: str) -> tuple[str, str] | None:
+        """Call ssm:ResumeSession; return a new URL and token, or None when the session is over.
+
+        boto3's other exceptions pass through.
+        """
+        try:
+            answer = self._ssm.resume_session(SessionId=session_id)
+        except Exception as exc:  # boto3's exceptions are made at run time; the answer's code decides
+            if error_of(exc)[0] == "DoesNotExistException":
+                return None
+            raise
+        url, token = answer.get("StreamUrl"), answer.get("TokenValue")
+        return (url, token) if url and token else None
+
     def data_key(self, target: Target, session_id: str, request: KeyRequest) -> DataKey:
         """Call kms:GenerateDataKey for one session; raise KeyUnavailable."""
         refused = f"The cluster encrypts its exec sessions with the KMS key {request.key_id}, and kms:GenerateDataKey"

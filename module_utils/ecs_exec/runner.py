@@ -232,6 +232,7 @@ class _Run:
             started.url,
             started.token,
             key_source=lambda request: self._aws.data_key(self._target, started.session_id, request),
+            resume_source=lambda: self._aws.resume(started.session_id),
         )
         try:
             await session.open(sign=self._aws.sign, environment=self._plan.environment, ca_bundle=self._plan.ca_bundle)
@@ -374,6 +375,7 @@ class _Run:
 
     async def _finish(self, session: Session, started: Started) -> None:
         """Leave no session behind, and no wait for it: the command's own time limit holds whatever happens here."""
+        session.settle()
         if not await self._closed_by_itself(session):
             with contextlib.suppress(Exception):
                 await asyncio.shield(in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))

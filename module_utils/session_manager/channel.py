@@ -101,6 +101,7 @@ class DataChannel:
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token
+        self._client_id = str(uuid.uuid4())
         self._clock = clock
         self._outbox: deque[bytes] = deque()
         self._input: deque[tuple[int, bytes]] = deque()
@@ -126,11 +127,21 @@ class DataChannel:
             {
                 "MessageSchemaVersion": "1.0",
                 "RequestId": str(uuid.uuid4()),
-                "ClientId": str(uuid.uuid4()),
+                "ClientId": self._client_id,
                 "TokenValue": self._token,
                 "ClientVersion": CLIENT_VERSION,
             }
         )
+
+    def resume(self, token: str) -> None:
+        """Go on over a new connection, opened with ``token``: numbers, keys and what is not acknowledged stay."""
+        self._token = token
+        self._paused_since = None
+        self._outbox.clear()
+        now = self._clock()
+        for entry in self._unacknowledged.values():
+            entry.due = now
+            entry.resent = True
 
     @property
     def input_room(self) -> int:

@@ -38,6 +38,9 @@ OPEN_TIMEOUT: Final = 10.0  # seconds for proxy, TLS and upgrade together
 CLOSE_TIMEOUT: Final = 1.0  # seconds for the closing hand-shake; nothing depends on it
 MAX_FRAME: Final = 256 * 1024  # bytes; agents send about 1.2 kB
 KEY_TIMEOUT: Final = 12.0  # seconds for KMS; the agent gives the hand-shake up after 15
+RESUMES: Final = 20  # broken connections that one session is carried on over
+RESUME_ATTEMPTS: Final = 3
+RESUME_TIMEOUT: Final = 5.0  # seconds for ssm:ResumeSession
 LINGER: Final = 1.0  # seconds that output may still come after channel_closed when frames are missing
 
 #: Where AWS tools look for a certificate authority, most specific first.
@@ -51,6 +54,10 @@ _PRESIGNED: Final = frozenset(
 
 #: Returns the headers that sign a GET of the given https or http URL.
 Signer = Callable[[str], Mapping[str, str]]
+
+
+#: Gets a new URL and token for the session; None: it is over. Blocks, and may raise anything.
+ResumeSource = Callable[[], tuple[str, str] | None]
 
 
 class SessionBroke(Exception):
@@ -106,10 +113,18 @@ class Session:
         token: str,
         *,
         key_source: KeySource | None = None,
+        resume_source: ResumeSource | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """key_source: gets the data key where the cluster encrypts its sessions; None: such a session is refused."""
+        """Nothing is connected yet.
+
+        key_source: gets the data key where the cluster encrypts its sessions; None: such a session is refused.
+        resume_source: carries the session on when its connection breaks; None: it is broken then.
+        """
         self._url = url
+        self._resume_source = resume_source
+        self._resumes = 0
+        self._way: tuple[Signer | None, Mapping[str, str], str | None] = (None, {}, None)
         self._key_source = key_source
         self.channel = DataChannel(token, clock=clock)
         self._clock = clock
@@ -121,6 +136,11 @@ class Session:
 
     async def open(self, *, sign: Signer | None, environment: Mapping[str, str], ca_bundle: str | None = None) -> None:
         """Connect, upgrade with signed headers, and send the opening message; raise NotReachable."""
+        self._way = (sign, environment, ca_bundle)
+        await self._connect()
+
+    async def _connect(self) -> None:
+        sign, environment, ca_bundle = self._way
         host = urlsplit(self._url).hostname or ""
         target = signing_url(self._url)
         headers = dict(sign(target)) if sign is not None and target is not None else {}
@@ -147,16 +167,17 @@ class Session:
         Returns an empty list when a message brought nothing, or when ``until`` (the clock's time) or a timer of the
         channel has come. Raises SessionBroke.
         """
-        await self.flush()
-        due = self.channel.next_due()
-        wait = min(until, due if due is not None else until, *self._linger())
         try:
+            await self._write()
+            due = self.channel.next_due()
+            wait = min(until, due if due is not None else until, *self._linger())
             async with asyncio.timeout(max(0.0, wait - self._clock())):
                 message = await self._connected().recv()
         except TimeoutError:
             return self._after_timeout()
         except ConnectionClosed as exc:
-            raise SessionBroke(_closing_failure(exc)) from None
+            await self._resume(exc, until)
+            return []
         events = self._take(message)
         for event in events:
             if isinstance(event, KeyWanted):
@@ -200,14 +221,57 @@ class Session:
 
     async def flush(self) -> None:
         """Write everything that is due; raise SessionBroke."""
+        try:
+            await self._write()
+        except ConnectionClosed as exc:
+            raise SessionBroke(_closing_failure(exc)) from None
+
+    async def _write(self) -> None:
         socket = self._connected()
         try:
             for data in self.channel.outgoing():
                 await socket.send(data)
-        except ConnectionClosed as exc:
-            raise SessionBroke(_closing_failure(exc)) from None
         except ChannelError as exc:
             raise SessionBroke(str(exc)) from None
+
+    async def _resume(self, exc: ConnectionClosed, until: float) -> None:
+        """Carry the session on over a new connection; raise SessionBroke when that can't be done.
+
+        Output that the agent gives up meanwhile is missing for good: the gap, or the missing end, ends the session.
+        """
+        broke = SessionBroke(_closing_failure(exc))
+        self._resumes += 1
+        if self._closed_at is not None or self._resumes > RESUMES or _is_our_refusal(exc):
+            raise broke
+        for attempt in range(RESUME_ATTEMPTS if self._resume_source is not None else 0):
+            if self._clock() >= until:
+                break
+            if await self._resumed(min(RESUME_TIMEOUT, until - self._clock()), broke):
+                return
+            await asyncio.sleep(0.2 * 2**attempt)
+        raise broke
+
+    async def _resumed(self, seconds: float, broke: SessionBroke) -> bool:
+        """Try once to resume; raise ``broke`` when the session is over."""
+        if self._resume_source is None:
+            return False
+        try:
+            found = await in_thread(self._resume_source, seconds)
+        except Exception:  # whatever AWS or the network says, the next attempt may do
+            return False
+        if found is None:
+            raise broke
+        self._url, token = found
+        self.channel.resume(token)
+        try:
+            await self._connect()
+        except NotReachable:
+            return False
+        return True
+
+    def settle(self) -> None:
+        """Carry the session on no more: what is of interest has arrived."""
+        self._resume_source = None
 
     async def close(self) -> None:
         """Close the socket, politely but not for long. Never raises."""
@@ -277,8 +341,13 @@ def _opening_failure(exc: Exception, host: str) -> str:
     return f"{host} did not open a data channel ({type(exc).__name__})."
 
 
+def _is_our_refusal(exc: ConnectionClosed) -> bool:
+    """Whether it was this side that ended the connection, for a message that can't be a frame."""
+    return exc.sent is not None and exc.sent.code == 1009 and not exc.rcvd_then_sent
+
+
 def _closing_failure(exc: ConnectionClosed) -> str:
-    if exc.sent is not None and exc.sent.code == 1009 and not exc.rcvd_then_sent:
+    if _is_our_refusal(exc):
         return f"The other side sent a message of more than {MAX_FRAME // 1024} KiB, which no frame is."
     if exc.sent is not None and exc.sent.code == 1011:
         return "The connection went silent: the other side no longer answers pings."

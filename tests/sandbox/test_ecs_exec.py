@@ -17,6 +17,7 @@ from ansible.module_utils.ecs_exec import runner, targets
 from ansible.module_utils.ecs_exec.aws import Aws
 from ansible.module_utils.ecs_exec.runner import Outcome, Plan
 from ansible.module_utils.ecs_exec.wrapper import Program
+from ansible.module_utils.session_manager import channel
 
 from .conftest import SandboxUnderTest
 
@@ -38,7 +39,7 @@ def sandbox(quiet: SandboxUnderTest) -> Iterator[SandboxUnderTest]:
     agent(quiet, delays="off")
     quiet.reset_calls()
     yield quiet
-    agent(quiet, delays="on", handshake=False, faults={})
+    agent(quiet, delays="on", handshake=False, pause_when_away=False, faults={})
 
 
 def execute(sandbox: SandboxUnderTest, program: Program, service: str = "cabal-imap", **bounds: Any) -> list[Outcome]:
@@ -87,9 +88,28 @@ def test_a_handshake_changes_nothing(sandbox):
     assert (outcome.rc, outcome.stdout) == (42, BYTES)
 
 
+@pytest.mark.parametrize("after", [1, 5, 20])
+def test_a_session_whose_connection_breaks_is_carried_on(sandbox, after):
+    agent(sandbox, faults={"drop_after": after}, pause_when_away=True)
+    program = Program(script="cat >/dev/null; " + WRITE, arguments=(ESCAPES,), seconds=30, has_stdin=True)
+    (outcome,) = execute(sandbox, program, stdin=BYTES[:9_000])
+    assert (outcome.outcome, outcome.rc, outcome.stdout) == ("completed", 42, BYTES), outcome.reason
+    assert sum("ResumeSession" in call for call in operations(sandbox)) == 1
+
+
+def test_a_gateway_that_does_not_pause_its_agent_may_cost_the_session_but_never_a_byte(sandbox, monkeypatch):
+    monkeypatch.setattr(channel, "GAP_LIMIT", 3.0)
+    agent(sandbox, faults={"drop_after": 12}, pause_when_away=False)
+    (outcome,) = execute(sandbox, PROGRAM)
+    if outcome.outcome == "completed":
+        assert (outcome.rc, outcome.stdout) == (42, BYTES)
+    else:
+        assert (outcome.outcome, outcome.stdout) == ("session_broke", None)
+
+
 @pytest.mark.parametrize(
     "faults",
-    [{"drop_after": 5}, {"silent_after": 5}],
+    [{"drop_after": 5, "refuse_resume": True}, {"silent_after": 5}],
     ids=["dropped", "silent"],
 )
 def test_what_breaks_is_one_sentence_and_ends_the_session(sandbox, monkeypatch, faults):

@@ -80,6 +80,13 @@ def test_lost_doubled_and_reordered_frames_heal_as_in_a_plain_session(encrypted)
     assert exact(execute(encrypted(faults=faults)))
 
 
+def test_a_session_that_is_carried_on_keeps_its_key(encrypted):
+    sandbox = encrypted(faults={"drop_after": 15}, pause_when_away=True)
+    assert exact(execute(sandbox))
+    calls = [call["operation"] for call in sandbox.calls()]
+    assert (calls.count("ssm.ResumeSession"), calls.count("kms.GenerateDataKey")) == (1, 1)
+
+
 def test_a_key_for_another_container_does_not_open(encrypted):
     outcome = execute(encrypted(), runtime_id="0" * 64)
     assert (outcome.outcome, outcome.stdout) == ("unreachable", None)

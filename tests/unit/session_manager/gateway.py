@@ -104,6 +104,7 @@ class Gateway:
         self.headers: list[dict[str, str]] = []
         self.terminated: list[str] = []
         self.requests: list[KeyRequest] = []
+        self.resumed: list[str] = []
         self.responses: list[dict[str, Any]] = []
         self.open_sessions = 0
         self.peak = 0
@@ -168,6 +169,10 @@ class Gateway:
 
     def sign(self, url: str) -> dict[str, str]:
         return {"Authorization": f"signed {url}"}
+
+    def resume(self, session_id: str) -> tuple[str, str] | None:
+        self.resumed.append(session_id)
+        return None
 
     def data_key(self, target: Target, session_id: str, request: KeyRequest) -> DataKey:
         self.requests.append(request)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ansible.module_utils.ecs_exec import runner
 from ansible.module_utils.ecs_exec.runner import Outcome, Plan
 from ansible.module_utils.ecs_exec.wrapper import Program
 from ansible.module_utils.session_manager import channel as channel_module
+from ansible.module_utils.session_manager import client
 from ansible.module_utils.session_manager.client import MAX_FRAME
 
 from tests.unit.session_manager.gateway import Gateway, Mischief, build, closing, output, targets
@@ -206,6 +208,55 @@ def test_one_clear_error_for(name):
     assert outcome.outcome == word, outcome.reason
     assert reason in (outcome.reason or "")
     assert (outcome.rc, outcome.stdout, outcome.stderr, outcome.dest) == (None, None, None, None)
+
+
+class Resuming(Gateway):
+    """A gateway that cuts the connection and then does as ``answer`` when it is asked to carry the session on."""
+
+    def __init__(self, answer: Callable[[Gateway], tuple[str, str] | None]) -> None:
+        super().__init__(Mischief(cut_after=3))
+        self.answer = answer
+
+    def resume(self, session_id: str) -> tuple[str, str] | None:
+        self.resumed.append(session_id)
+        return self.answer(self)
+
+
+def fail(gateway: Gateway) -> None:
+    raise OSError("no network")
+
+
+def hang(gateway: Gateway) -> None:
+    time.sleep(30)
+
+
+def cut_again(gateway: Gateway) -> tuple[str, str]:
+    gateway.mischief.cut_at_open = True
+    return f"ws://127.0.0.1:{gateway.port}/v1/data-channel/x", "another token"
+
+
+@pytest.mark.parametrize(
+    ("answer", "most"),
+    [
+        (lambda gateway: None, 1),
+        (fail, client.RESUME_ATTEMPTS),
+        (hang, client.RESUME_ATTEMPTS),
+        (lambda gateway: ("ws://127.0.0.1:1/x", "t"), client.RESUME_ATTEMPTS),
+        (cut_again, client.RESUMES * client.RESUME_ATTEMPTS),
+    ],
+    ids=["over", "no network", "hangs", "refused", "cut each time"],
+)
+def test_a_session_that_can_not_be_carried_on_is_broken(monkeypatch, answer, most):
+    monkeypatch.setattr(client, "RESUME_TIMEOUT", 0.2)
+    started = time.monotonic()
+    with Resuming(answer) as gateway:
+        (outcome,) = runner.run(Plan(Program(argv=PROGRAM.argv, seconds=5)), targets(), gateway)
+    assert time.monotonic() - started < 12
+    assert (outcome.outcome, outcome.rc, outcome.stdout) == ("session_broke", None, None)
+    assert "before the command's end" in (outcome.reason or "")
+    assert 1 <= len(gateway.resumed) <= most
+    assert "token" not in (outcome.reason or "")
+    assert gateway.terminated
 
 
 def test_a_time_limit_ends_the_whole_group_and_returns_what_was_written():
