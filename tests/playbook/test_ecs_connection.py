@@ -19,6 +19,8 @@ import pytest
 
 from .conftest import BIN, REPO, Sandbox
 
+# Of this process alone: tests of others run beside these.
+ENDLESS = f"sleep {100_000 + os.getpid()}"
 BYTES = bytes(range(256)) * 800 + b"\xef\xbf\xbd\xf0\x9f"
 
 
@@ -181,16 +183,30 @@ def test_a_container_out_of_reach_is_unreachable_with_its_reason(
     assert "was not enabled when this task was started" in " ".join(done.stdout.split())
 
 
-@pytest.fixture
-def scenario_with(tmp_path: Path) -> Callable[[str], Path]:
-    """A scenario in which ECS Exec into imap is as named."""
+def test_an_encrypted_cluster_is_reached_by_connection_and_module(
+    tasks: Tasks, scenario_with: Callable[..., Path]
+) -> None:
+    tasks.sandbox.load(scenario_with("ok", cluster={"exec_encrypted": True}, agent={"delays": "off"}))
+    options = {"cluster": "cabal-mail", "region": "us-east-1", "endpoint_url": tasks.sandbox.url}
+    module = json.dumps({**options, "services": ["cabal-imap"], "argv": ["echo", "sealed"]})
+    for words in (("cabal_imap", "-m", "raw", "-a", "echo sealed"), ("localhost", "-m", "ecs_exec", "-a", module)):
+        done = tasks("ansible", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "sealed" in done.stdout
+    calls = [call["operation"] for call in tasks.sandbox.calls()]
+    assert (calls.count("kms.GenerateDataKey"), calls.count("kms.Decrypt")) == (2, 2)
 
-    def write(how: str) -> Path:
-        folder = tmp_path / "out-of-reach"
+
+@pytest.fixture
+def scenario_with(tmp_path: Path) -> Callable[..., Path]:
+    """A scenario in which ECS Exec into imap is as named, and what else is changed."""
+
+    def write(how: str, **changes: Any) -> Path:
+        folder = tmp_path / "made"
         folder.mkdir()
         tiers = {tier: {"log_level": 9} for tier in ("imap", "smtp-in", "smtp-out")}
         tiers["imap"]["tasks"] = [{"started_hours_ago": 5, "exec": how}]
-        scenario = {"schema": 1, "title": "Made by a test.", "now": "2026-11-29T01:00:00Z", "tiers": tiers}
+        scenario = {"schema": 1, "title": "Made by a test.", "now": "2026-11-29T01:00:00Z", "tiers": tiers, **changes}
         (folder / "scenario.yml").write_text(json.dumps(scenario))
         return folder
 
@@ -204,8 +220,8 @@ def endless(tasks: Tasks, tmp_path: Path) -> Callable[..., list[str]]:
     def write(how: str, **keywords: Any) -> list[str]:
         connection = {"cluster": "cabal-mail", "region": "us-east-1", "endpoint_url": tasks.sandbox.url}
         task = {
-            "connection": {"ansible.builtin.raw": "sleep 65432"},
-            "module": {"ecs_exec": {**connection, "services": ["cabal-imap"], "argv": ["sleep", "65432"]}},
+            "connection": {"ansible.builtin.raw": ENDLESS},
+            "module": {"ecs_exec": {**connection, "services": ["cabal-imap"], "argv": ENDLESS.split()}},
         }[how]
         play = {"hosts": "cabal_imap" if how == "connection" else "localhost", "gather_facts": False}
         path = tmp_path / "endless.yml"
@@ -218,7 +234,7 @@ def endless(tasks: Tasks, tmp_path: Path) -> Callable[..., list[str]]:
 def assert_ended(tasks: Tasks) -> None:
     """The command is gone from the container and its session was ended, by whoever outlived the controller."""
     wait_until(lambda: "ssm.TerminateSession" in [call["operation"] for call in tasks.sandbox.calls()])
-    wait_until(lambda: not tasks.sandbox_runs("sleep 65432"))
+    wait_until(lambda: not tasks.sandbox_runs(ENDLESS))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -232,7 +248,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def test_the_time_limit_of_a_task_ends_the_command_and_the_session(
     tasks: Tasks, endless: Callable[..., list[str]], how: str
 ) -> None:
-    done = tasks(*endless(how, timeout=5))
+    done = tasks(*endless(how, timeout=8))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "ecs.ExecuteCommand" in [call["operation"] for call in tasks.sandbox.calls()]
     assert_ended(tasks)
@@ -252,7 +268,7 @@ def test_an_interrupt_ends_the_command_and_the_session(
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        wait_until(lambda: tasks.sandbox_runs("sleep 65432"))
+        wait_until(lambda: tasks.sandbox_runs(ENDLESS))
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C at a terminal does
         assert process.wait(20) != 0
     assert_ended(tasks)
