@@ -11,8 +11,9 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 KEY_FILE = "mask.key"
 KEY_BYTES = 32
@@ -29,6 +30,33 @@ _ADDRESS = re.compile(
 # but not what stands for a variable part in a normalised answer.
 _BARE = re.compile(r"<(?!(?:address|host|ip|time|url|id|n)>)(?P<bare>[^<>@\s]+?)(?P<end>>|\.\.\.|\Z)")
 _BARE_FIELD = re.compile(r"(?P<field>\b(?:to|ctladdr|user|arg1)=)(?P<bare>[A-Za-z0-9][\w.+-]*)(?=[,\s]|\Z)")
+# An "@" as links (%40, once or twice encoded), quoted-printable, HTML and JSON write it, or put into words.
+# What stands before it is looked for backwards in so many characters, which keeps the search linear.
+_DOMAIN = r"(?:[A-Za-z0-9_-]{1,63}\.){1,10}[A-Za-z][A-Za-z0-9-]{1,62}"
+_OTHER_AT = re.compile(
+    rf"(?P<at>%(?:25)?40|=40|\\u0040|&(?:#64|#x40|commat);|\s?[(\[](?:at|@)[)\]]\s?)(?P<domain>{_DOMAIN})"
+    rf"|(?P<word> at )(?P<where><host>|{_DOMAIN})",
+    re.IGNORECASE,
+)
+_LONGEST_BEFORE = 320
+_BEFORE = re.compile(r"(?P<key>(?<=[?&;])[A-Za-z_]{1,20}=)?(?P<local>[A-Za-z0-9!#$%'*+/=^_`{|}~.-]+)\Z")
+_IN_LINK = re.compile(r".*[/?&;](?=.)", re.DOTALL)
+_WORD_BEFORE = re.compile(r"(?<![^\s<(\"':])[\w.+*~-]+\Z")
+# Words of running text before "at <host>": what is listed at a blocklist or found at a site is nobody's mailbox.
+_NO_MAILBOX = re.compile(
+    r"(?:again|available|(?:black|block)list(?:ed|s)?|block(?:ed)?|check|closed|connection|contact|deferred|delist(?:ing)?"
+    r"|denied|details|error|exists?|form|found|help|here|host(?:ed)?|info|information|is|it|known|later|list(?:ed|ing)?"
+    r"|look(?:up)?|mail|e-?mail|message|mailbox|more|online|page|policy|rbl|read|refused|registered|rejected|remov(?:e|ed|al)"
+    r"|see|server|site|support|terminated|there|this|try|unknown|us|users?|address|account|recipients?|verify|visit"
+    r"|web(?:form|site)|you)\Z",
+    re.IGNORECASE,
+)
+# A sender's envelope rewritten by a forwarder or a list, standing without an "@": bounces+john=example.com, SRS0=...
+_REWRITTEN = re.compile(
+    rf"(?<=\+)(?P<local>[A-Za-z0-9._-]{{1,64}})=(?P<domain>(?>{_DOMAIN}))(?![\w.*~-]*@)"
+    r"|(?<![\w@])(?P<srs>SRS[01][=+-](?!\*)[^\s<>@,;\"'()&]{1,300}+)(?!@)",
+    re.IGNORECASE,
+)
 _MASKED = re.compile(r".?\*\*\*~[0-9a-f]{6}\Z")
 
 
@@ -67,7 +95,8 @@ class Masker:
             known: addresses the text may be about, whose local parts are masked as well where they stand as a word
                 without their domain (`550 jane: no such user`).
         """
-        masked = _ADDRESS.sub(self._match, text)
+        masked = replace_disguised(text, self._disguised)
+        masked = _ADDRESS.sub(self._match, masked)
         masked = _BARE.sub(lambda m: f"<{self.address(m['bare'])}{m['end']}", masked)
         masked = _BARE_FIELD.sub(lambda m: m["field"] + self.address(m["bare"]), masked)
         for address in known:
@@ -78,6 +107,10 @@ class Masker:
                 masked = word.sub(self.address(address).rpartition("@")[0], masked)
         return masked
 
+    def _disguised(self, local: str, at: str, domain: str) -> str:
+        plain = unquote(unquote(local))
+        return self.address(f"{plain}@{domain}").rpartition("@")[0] + at + domain
+
     def _match(self, match: re.Match[str]) -> str:
         local, domain = match["local"], match["domain"]
         # 'jane@example.com' in quotes, as opendkim writes it: the quote is not part of the address.
@@ -86,6 +119,46 @@ class Masker:
             lead = ""
         name = domain.rstrip(".")
         return lead + self.address(f"{local[len(lead) :]}@{name}") + domain[len(name) :]
+
+
+def replace_disguised(text: str, replace: Callable[[str, str, str], str]) -> str:
+    """The text with every address in it replaced that has no plain "@": encoded, spelled out, or rewritten.
+
+    Args:
+        text: any text; the time taken is linear in its length.
+        replace: gets local part, what stands for the "@", and domain, as written; the last two are empty where a
+            rewritten sender is replaced as a whole.
+    """
+    text = _REWRITTEN.sub(
+        lambda found: replace(found["srs"], "", "") if found["srs"] else replace(found["local"], "=", found["domain"]),
+        text,
+    )
+    parts: list[str] = []
+    done = 0
+    for found in _OTHER_AT.finditer(text):
+        before = text[max(done, found.start() - _LONGEST_BEFORE) : found.start()]
+        local = _word_before(before) if found["word"] else _local_before(before)
+        if not local:
+            continue
+        parts += [text[done : found.start() - len(local)]]
+        parts += [replace(local, found["at"] or found["word"], found["domain"] or found["where"])]
+        done = found.end()
+    return "".join([*parts, text[done:]]) if parts else text
+
+
+def _local_before(before: str) -> str:
+    """The local part that a text ends in; of a link, the last value."""
+    link = max(before.rfind("://"), before.lower().rfind("www."))
+    if link >= 0 and not re.search(r"\s", before[link:]):
+        before = _IN_LINK.sub("&", before)
+    found = _BEFORE.search(before)
+    return found["local"] if found else ""
+
+
+def _word_before(before: str) -> str:
+    """The mailbox that ``jane at x.example`` names; a common word is none."""
+    found = _WORD_BEFORE.search(before)
+    return "" if found is None or _NO_MAILBOX.match(found[0]) else found[0]
 
 
 def _first(local: str) -> str:

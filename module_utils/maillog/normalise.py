@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..cabalmail.privacy import replace_disguised
+
 MAX_TEXT = 800
 """Characters of an answer that are looked at (RFC 5321 allows 512 a line; sendmail logs some 200)."""
 
@@ -30,6 +32,10 @@ _WHOLE_PIECE = re.compile(r"([(\[\"']*)([\w+*-]*\d[\w+*-]*(?:\.[\w+*-]*){0,3}(?<
 _ESCAPES = re.compile(r"\\033\[[\d;]{0,8}m|(?:\\[0-3][0-7]{2})+|\\[abfnrtv]|\\(?=\\)")
 _PLAIN_WORD = re.compile(r"[^\d@./:<>=]+\Z")
 _ENHANCED = re.compile(r"\W*[245]\.\d{1,3}\.\d{1,3}\W*\Z")
+# Whether it is worth while to look for an address that has no plain "@".
+_MAYBE_DISGUISED = re.compile(
+    r"[%=]\d*40|[(\[](?:at|@)|&(?:#|commat)|u0040| at (?=[\w-]+\.|<host>)|\+[\w.-]+=|srs[01]", re.I
+)
 _ADDRESS = re.compile(r"<?[^\s<>()\[\],;:\"'@]{1,128}@[\w.-]{1,253}>?|<[^\s<>@]{1,64}>(?=:|\.\.\.)")
 _URL = re.compile(r"(?:https?:/?/?|www\.)[^\s<>\"\]]+", re.I)
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}|#)(?:\.(?:\d{1,3}|#)){3}(?:/\d{1,2})?(?::\d{1,5})?(?![\w.]*\w)")
@@ -175,6 +181,8 @@ class Normaliser:
             text = f"{text[: MAX_TEXT * 3 // 4]} ... {text[-MAX_TEXT // 4 :]}"
         if " / " in text or "\n" in text:
             text = _CONTINUATION.sub(" ", text)
+        if _MAYBE_DISGUISED.search(text):
+            text = replace_disguised(text, lambda _local, _at, _domain: "<address>")
         masked = " ".join(map(self._words.__getitem__, text.split()))
         self._last = (whole, masked)
         return masked

@@ -45,6 +45,19 @@ def test_case_does_not_matter_and_the_key_does() -> None:
         "stat=Deferred: 450 <jane",
         "mailto:jane@x.example.",
         r"\u003cjane@x.example\u003e",
+        "550 5.7.1 SPF fail: Please see http://www.openspf.net/Why?s=mfrom&id=jane%40x.example&ip=192.0.2.1&r=mx",
+        "see https://x.example/?user=jane10%40example.com",
+        "see www.x.example/unsubscribe/jane%2540x.example/now",
+        "550 id=jane=40x.example refused",
+        "550 5.1.1 jane at mx.x.example unknown",
+        "550 5.1.1 jane at <host> unknown",
+        "jane (at) x.example, jane[at]x.example",
+        "jane&#64;x.example",
+        r'{"a": "jane\u0040x.example"}',
+        "from=<bounces+jane=x.example@list.example>",
+        "VERP bounces+jane=x.example is no address of ours",
+        "https://l.example/u/bounces+jane=x.example%40list.example",
+        "SRS0=hash=TT=x.example=jane@fwd.example, SRS0=hash=TT=x.example=jane",
     ],
 )
 def test_no_local_part_survives_in_text(text: str) -> None:
@@ -57,6 +70,26 @@ def test_text_keeps_what_is_not_an_address() -> None:
     line = "relay=mx.example.com. [192.0.2.1], dsn=5.1.1, reply=550 5.1.1 no such user, stat=User unknown"
     assert MASKER.text(line) == line
     assert MASKER.text("mail jane@x.example.").endswith("@x.example.")
+
+
+def test_an_encoded_address_has_the_mask_of_the_plain_one() -> None:
+    mask = MASKER.address("jane.doe@x.example").split("@")[0]
+    link = "http://www.openspf.net/Why?s=mfrom&id={}%40x.example&ip=192.0.2.1"
+    assert MASKER.text(link.format("jane.doe")) == link.format(mask)
+    assert MASKER.text("jane.doe=40x.example") == f"{mask}=40x.example"
+    assert MASKER.text("jane%2Edoe%40x.example") == f"{mask}%40x.example"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "listed at zen.spamhaus.org, see details at www.x.example",
+        "size=40, delay=40.5, pri=40123, http://x.example/40/40.html",
+        "try again later at mx.x.example",
+    ],
+)
+def test_what_only_looks_like_an_encoded_address_stays(text: str) -> None:
+    assert MASKER.text(text) == text
 
 
 def test_a_known_address_is_masked_without_its_domain() -> None:
@@ -72,7 +105,11 @@ def test_an_address_is_masked_wherever_it_stands(local: str, before: str, after:
 
 
 @pytest.mark.parametrize("hostile", ["a" * 300_000, '"' * 300_000, "<" * 300_000, "a@" * 150_000, '"\\' * 150_000,
-                                     "to=" * 100_000, "to=a" + "." * 300_000, "<a." * 100_000])  # fmt: skip
+                                     "to=" * 100_000, "to=a" + "." * 300_000, "<a." * 100_000, "%40" * 100_000,
+                                     "a%40b.cc" * 40_000, "a at b.cc " * 30_000, "+a=b.cc" * 40_000,
+                                     "+a=" + "b.cc" * 60_000 + "@",
+                                     "SRS0=" * 60_000, "a." * 150_000 + "%40b.cc",
+                                     "?a=" * 90_000 + "%40b.cc"])  # fmt: skip
 def test_linear_on_hostile_text(hostile: str) -> None:
     started = time.monotonic()
     MASKER.text(hostile)
