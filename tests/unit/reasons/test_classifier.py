@@ -21,6 +21,17 @@ from hypothesis import strategies as st
         (Attempt(reply="552 5.1.1 sorry", stat="User unknown"), "recipient_unknown"),
         (Attempt(reply="552 sorry", stat="User unknown", enhanced="5.2.2"), "mailbox_full"),
         (Attempt(reply="550 5.7.1 sorry", stat="User unknown"), "policy"),
+        # A bare refusal is no text that tells: it does not beat the enhanced code.
+        (
+            Attempt(reply="550 5.1.1 <a@b.example>: Recipient address rejected", stat="User unknown"),
+            "recipient_unknown",
+        ),
+        (Attempt(reply="550 5.1.1 <a@b.example>: Recipient address rejected: Access denied"), "recipient_unknown"),
+        (Attempt(reply="552 5.2.2 Message rejected"), "mailbox_full"),
+        (Attempt(reply="550 5.7.26 Your message was refused."), "authentication"),
+        (Attempt(reply="550 5.7.1 <a@b.example>: Recipient address rejected: Access denied"), "policy"),
+        (Attempt(reply="550 <a@b.example>: Recipient address rejected", stat="User unknown"), "policy"),
+        (Attempt(reply="550 5.1.1 <a@b.example>: Recipient address rejected: policy of the site"), "policy"),
         # dsn= beside an answer without a code is sendmail's own invention.
         (Attempt(reply="550 sorry", stat="User unknown", enhanced="5.1.1"), "other"),
         # Without reply= (sendmail before 8.16) dsn= is all there is, and stat= may hold the answer.
