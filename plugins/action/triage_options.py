@@ -14,6 +14,7 @@ import os
 import secrets
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import ansible.module_utils
 from ansible import constants as C
@@ -27,6 +28,13 @@ from ansible.module_utils.cabalmail.options import OptionError, read_options  # 
 from ansible.module_utils.cabalmail.report_files import choose_folder  # noqa: E402
 from ansible.module_utils.cabalmail.time import format_rfc3339  # noqa: E402
 from ansible.module_utils.cabalmail.version import VERSION  # noqa: E402
+
+# What an inventory may add, and the file whose form it has.
+ADDITIONS = {
+    "cabalmail_findings": "data/findings.yml",
+    "cabalmail_reason_rules": "data/reasons.yml",
+    "cabalmail_providers": "data/providers.yml",
+}
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -47,6 +55,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         try:
             check_environment(host, variables)
             options = read_options(variables, variables["cabalmail_tiers"])
+            check_endpoint(host, variables.get("cabalmail_endpoint_url"))
+            check_additions(host, variables)
             region = check_aws(host, variables)
             options["report_dir"] = check_report_dir(options["report_dir"])
         except OptionError as error:
@@ -86,6 +96,35 @@ def check_environment(host: str, variables: dict[str, Any]) -> None:
             f"cabalmail_tiers of the host {host} is {shown(tiers)}: list the mail tiers, such as"
             " [imap, smtp-in, smtp-out]."
         )
+
+
+def check_endpoint(host: str, value: Any) -> None:
+    """OptionError when there is an address for AWS's services that can't be one."""
+    if value in (None, ""):
+        return
+    try:
+        parts = urlsplit(value if isinstance(value, str) else "")
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not value.isprintable() or " " in value:
+        raise OptionError(
+            f"cabalmail_endpoint_url={shown(value)} of the host {host} can't be used: give an URL such as"
+            " http://127.0.0.1:45990, or nothing for AWS itself."
+        )
+
+
+def check_additions(host: str, variables: dict[str, Any]) -> None:
+    """OptionError when what the inventory adds to a table is not a list of entries; their content is checked later."""
+    for name, where in ADDITIONS.items():
+        entries = variables.get(name)
+        if entries in (None, ""):
+            continue
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise OptionError(
+                f"{name}={shown(entries)} of the host {host} can't be used: give a list of entries such as those of"
+                f" {where}."
+            )
 
 
 def check_report_dir(given: str) -> str:

@@ -41,6 +41,10 @@ STEPS = {
     "local_delivery": "local_delivery",
     "remediation": "remediation",
 }
+# How Ansible, the modules and the probe say that their time was over.
+LATE = re.compile(
+    r"time was (?:up|over)|out of time|Timed out after \d|(?:no complete answer|not \w+) within [\d.]+ s\b"
+)
 SECTIONS = frozenset({"run", "findings", "verdict", "not_judged", *STEPS})
 
 
@@ -64,7 +68,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             triage = dict(task_vars.get("ansible_facts", {}).get("triage") or {})
             if "run" not in triage:
                 raise AnsibleActionFail("triage_record: the section 'run' must be recorded first")
-        facts["triage"] = {**triage, **sections}
+        deadline = (triage.get("run") or {}).get("deadline_seconds")
+        facts["triage"] = {**triage, **{name: explain_late(part, deadline) for name, part in sections.items()}}
         outcome.update(changed=False, ansible_facts=facts)
         return outcome
 
@@ -82,6 +87,18 @@ def from_result(name: str, result: dict[str, Any]) -> Any:
         return unavailable("skipped")
     said = " ".join(str(result.get("msg") or "the step failed and did not say why").split())
     return unavailable(said.removeprefix("Task failed: "))
+
+
+def explain_late(section: Any, deadline: float | None) -> Any:
+    """The section; a reason that says that time was over also says which deadline that was."""
+    if deadline is None or not isinstance(section, dict) or not section.get("reasons"):
+        return section
+    why = f"(triage_deadline={deadline:g} was too short for it, or nothing answered)"
+    reasons = [
+        f"{str(reason).rstrip('.')} {why}." if LATE.search(str(reason)) and why not in str(reason) else reason
+        for reason in section["reasons"]
+    ]
+    return {**section, "reasons": reasons}
 
 
 def make_work_dir(host: str) -> str:

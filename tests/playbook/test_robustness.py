@@ -74,7 +74,7 @@ def test_every_call_hangs(triage: Callable[..., Run], sandbox: Sandbox, tmp_path
     assert run.outcome["status"] == "incomplete"
     for section in ("tiers", "environment", "containers"):
         assert run.triage[section]["status"] == "unavailable"
-        assert run.triage[section]["reasons"] not in ([], ["skipped"])
+        assert any("triage_deadline=20 was too short" in reason for reason in run.triage[section]["reasons"])
     assert not {"none.below_threshold", "none.ended"} & set(run.findings)
     assert any(line.startswith("Not checked: ") for line in run.summary)
 

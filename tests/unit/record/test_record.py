@@ -142,3 +142,23 @@ def test_every_plugin_that_needs_our_packages_finds_them_in_the_same_way(path: P
     needs = any(f"ansible.module_utils.{name}" in text for name in ("cabalmail", "maillog", "mail_dns", "ecs_exec"))
     squeezed = "".join(text.split())
     assert ("".join(BOOTSTRAP.split()) in squeezed) == needs
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Timed out after 6 second(s).",
+        "Reading the log group /ecs/cabal-imap ended early: its time was up.",
+        "DynamoDB: no complete answer within 4.8 s.",
+        "The tasks can't be found: ECS did not answer within 5 s.",
+        "the session ran out of time before the probe had said everything",
+    ],
+)
+def test_a_step_ended_by_its_deadline_says_which(said: str) -> None:
+    triage = run(None, section="run", value={"deadline_seconds": 20.0})["triage"]
+    wanted = f"{said.rstrip('.')} (triage_deadline=20 was too short for it, or nothing answered)."
+    failed = run(triage, section="tiers", result={"failed": True, "msg": f"Task failed: {said}"})["triage"]
+    assert failed["tiers"]["reasons"] == [wanted]
+    partial = {"status": "partial", "reasons": [said, "Denied."]}
+    again = run(run(triage, section="tiers", value=partial)["triage"], section="tiers", value=partial)["triage"]
+    assert again["tiers"]["reasons"] == [wanted, "Denied."]
