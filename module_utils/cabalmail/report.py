@@ -25,6 +25,7 @@ ABOUT_EVIDENCE = ("coverage.", "alert.", "inconclusive")
 NO_FAULT = "none."
 WIDTH = 80
 HEIGHT = 19  # of 24 rows; the recap and the prompt need the others
+MOST_UNCHECKED = 3
 
 # What a person calls the sections of the fact, in the order of the runbook.
 STEPS = {
@@ -266,22 +267,27 @@ def _rule_sentences(change: Facts) -> list[str]:
     ]
 
 
-def summary(triage: Facts, result: Facts, where: str) -> list[Line]:
+def summary(triage: Facts, result: Facts, where: str, judged: bool = True) -> list[Line]:
     """The terminal summary: at most ``HEIGHT`` lines of ``WIDTH`` columns.
 
     Args:
         triage: the fact.
         result: what :func:`outcome` said.
         where: path of the report.
+        judged: whether the run judged; False where it was told to leave that out.
     """
-    head = _head(triage, result)
+    head = _head(triage, result, judged)
     table = _table(tier_columns(triage, short=True), tier_rows(triage))
     foot = [Line(f"Report: {inert(where, 400)}")]
     room = HEIGHT - _rows(head) - _rows(table) - _rows(foot)
     codes, actions = _codes(triage), _actions(triage)
-    unknown = _unchecked_lines(triage, room - _rows(codes) - _rows(actions[0] if actions else []))
-    actions = _whole(actions, room - _rows(codes) - _rows(unknown))
-    return [*head, *table, *codes, *(line for action in actions for line in action), *unknown, *foot]
+    room -= _rows(codes)
+    # A row is for how many actions were left out.
+    least = _rows(actions[0]) + (len(actions) > 1) if actions else 0
+    unknown = _unchecked_lines(triage, room - least)
+    kept = _whole(actions, room - _rows(unknown))
+    more = [Line(f"   ({len(actions) - len(kept)} more in the report)", "dim")] if len(kept) < len(actions) else []
+    return [*head, *table, *codes, *(line for action in kept for line in action), *more, *unknown, *foot]
 
 
 def _rows(lines: Iterable[Line]) -> int:
@@ -289,16 +295,21 @@ def _rows(lines: Iterable[Line]) -> int:
 
 
 def _whole(blocks: list[list[Line]], room: int) -> list[list[Line]]:
-    """The first block, and of the others those that fit whole: half an instruction misleads; the report has them."""
+    """The first block, and of the others those that fit whole: half an instruction misleads; the report has them.
+
+    Where some are left out, a row is left for saying so.
+    """
+    if _rows(line for block in blocks for line in block) <= room:
+        return blocks
     kept = blocks[:1]
     for block in blocks[1:]:
-        if _rows(line for known in [*kept, block] for line in known) > room:
+        if _rows(line for known in [*kept, block] for line in known) > room - 1:
             break
         kept.append(block)
     return kept
 
 
-def _head(triage: Facts, result: Facts) -> list[Line]:
+def _head(triage: Facts, result: Facts, judged: bool) -> list[Line]:
     run, alert = triage["run"], triage["alert"]
     window = alert.get("window") or {}
     about = f"{alert.get('name', 'no alert')}" if alert.get("source") != "none" else "no page"
@@ -307,7 +318,8 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
     title = Line(_fit(f"== {inert(run['environment'], 20)}: {about}{fired} {span} =="), "dim")
     verdict = triage.get("verdict")
     if not verdict:
-        return [title, *_wrapped(f"NO VERDICT: {result['error'] or 'judgement was skipped'}", 2, "critical")]
+        why = "judgement found nothing" if judged else "judgement was skipped"
+        return [title, *_wrapped(f"NO VERDICT: {result['error'] or why}", 2, "critical")]
     fault = f", fault: {verdict['fault']}" if verdict.get("fault") not in (None, "unknown") else ""
     lines = [
         title,
@@ -319,7 +331,9 @@ def _head(triage: Facts, result: Facts) -> list[Line]:
         *_wrapped(f"Confidence: {verdict['confidence_reason']}", 2, "dim"),
         *([Line(_fit(inert(said)))] if (said := course(triage)) else []),
     ]
-    others = [row["id"] for row in (triage.get("findings") or [])[1:]]
+    others = [
+        f"{row['id']} ({row['tier']})" if row.get("tier") else row["id"] for row in (triage.get("findings") or [])[1:]
+    ]
     if others:
         lines += _wrapped(f"Also: {', '.join(dict.fromkeys(others))}", 1)
     if result["status"] == "error":
@@ -344,22 +358,27 @@ def _actions(triage: Facts) -> list[list[Line]]:
 
 
 def _unchecked_lines(triage: Facts, room: int) -> list[Line]:
-    """A line a step, since one cause often has many effects; where they don't fit, the steps and the first cause."""
+    """A line a step with its first reason, since one cause often has many effects.
+
+    At most ``MOST_UNCHECKED`` lines and no more than fit; the last of them then stands for all steps that are left.
+    """
     left_out = skipped(triage)
     by_step: dict[str, list[str]] = {}
     for sentence in unchecked(triage):
         step, _, reason = sentence.partition(": ")
         if step not in left_out:
             by_step.setdefault(step, []).append(reason)
-    said = [
-        f"Not checked: {step}: {reasons[0]}" + (f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else "")
-        for step, reasons in by_step.items()
-    ]
     skips = [Line(_fit(f"Skipped: {', '.join(left_out)}"), "dim")] if left_out else []
-    if len(said) + len(skips) <= max(1, room):
-        return [*(Line(_fit(text), "warning") for text in said), *skips]
-    first = next(iter(by_step.values()))[0]
-    return [*_wrapped(f"Not checked: {', '.join(by_step)} ({first})", 2, "warning"), *skips]
+    most = max(1, min(MOST_UNCHECKED, room - len(skips)))
+    steps = list(by_step.items())
+    said = []
+    for number, (step, reasons) in enumerate(steps[:most], 1):
+        others = len(steps) - number if number == most else 0
+        who = f"{step} (and {others} more steps)" if others > 1 else f"{step} (and 1 more step)" if others else step
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        start = f"Not checked: {who}: "
+        said.append(Line(start + _fit(reasons[0], WIDTH - len(start) - len(more)) + more, "warning"))
+    return [*said, *skips]
 
 
 def _table(columns: list[str], rows: Iterable[TierRow]) -> list[Line]:

@@ -40,7 +40,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = self._task.args
         triage, outcome = args["triage"], args["outcome"]
-        lines = summary(triage, outcome, str(Path(shorter(args["path"])) / "triage.md"))
+        judged = {"verdict", "always"}.isdisjoint((task_vars or {}).get("ansible_skip_tags") or [])
+        lines = summary(triage, outcome, str(Path(shorter(args["path"])) / "triage.md"), judged)
         for line in lines:
             self._display.display(line.text, color=COLOURS[line.kind])
         if outcome["status"] == "error":

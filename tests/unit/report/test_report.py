@@ -154,6 +154,38 @@ def test_the_first_instruction_is_always_whole() -> None:
     assert f"   $ {command}" in lines
 
 
+def test_the_other_findings_are_said_with_their_tier() -> None:
+    rest = [finding("imap.missing_user", tier="imap"), finding("coverage.unavailable", tier=None)]
+    assert "Also: imap.missing_user (imap), coverage.unavailable" in texts(triage(finding(), *rest))
+
+
+def test_each_step_that_was_not_checked_keeps_its_reason() -> None:
+    names = ["containers", "deliverability", "address_map", "local_delivery"]
+    fact = triage(finding(), **{name: unavailable(f"{name} was denied") for name in names})
+    said = [line for line in texts(fact) if line.startswith("Not checked: ")]
+    assert said == [
+        "Not checked: inside the containers: containers was denied",
+        "Not checked: deliverability: deliverability was denied",
+        "Not checked: address maps (and 1 more step): address_map was denied",
+    ]
+
+
+def test_how_many_actions_were_cut_is_said() -> None:
+    lines = texts(triage(finding(next_actions=[{"text": "Do it.", "command": "aws x"}] * 9)))
+    shown = sum(re.match(r"\d\. Do it", line) is not None for line in lines)
+    assert 1 < shown < 9
+    assert f"   ({9 - shown} more in the report)" in lines
+    assert len(lines) <= report.HEIGHT
+    assert not any("more in the report" in line for line in texts(triage(finding())))
+
+
+def test_judgement_that_was_skipped_reads_otherwise_than_one_that_found_nothing() -> None:
+    fact = triage()
+    assert "NO VERDICT: judgement found nothing" in texts(fact)
+    lines = report.summary(fact, report.outcome(fact, None), "r/triage.md", judged=False)
+    assert "NO VERDICT: judgement was skipped" in [line.text for line in lines]
+
+
 def test_hostile_text_is_inert_in_markdown() -> None:
     fact = worst()
     log = tier_log("smtp-out", 40)
