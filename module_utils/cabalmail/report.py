@@ -267,6 +267,52 @@ def _rule_sentences(change: Facts) -> list[str]:
     ]
 
 
+def domain_rows(triage: Facts) -> list[list[str]]:
+    """Domain, and what became of its SPF, DKIM and DMARC."""
+    rows = _part(triage, "deliverability").get("domains") or []
+    return [[str(row["domain"]), *(_check_words(row.get(kind)) for kind in ("spf", "dkim", "dmarc"))] for row in rows]
+
+
+def outbound_rows(triage: Facts) -> list[list[str]]:
+    """Outbound address, and what became of its PTR."""
+    rows = _part(triage, "deliverability").get("addresses") or []
+    return [[str(row["ip"]), _check_words({**row, "problem": row.get("problem") or _names(row)})] for row in rows]
+
+
+def _names(row: Facts) -> str:
+    return ", ".join(str(name) for name in row.get("ptr") or [])
+
+
+def dmarc_line(triage: Facts) -> str:
+    """One sentence of what DMARC reporters said in the period; empty when nothing was looked at."""
+    section = _part(triage, "deliverability").get("dmarc")
+    if not isinstance(section, Mapping):
+        return ""
+    if section.get("status") == "unavailable":
+        return " ".join(map(str, section.get("reasons") or ["DMARC reports: not read."]))
+    period = section.get("period") or {}
+    span = f" of {str(period.get('start'))[:10]} to {str(period.get('end'))[:10]}" if period else ""
+    if not section.get("rows"):
+        return f"DMARC reports{span}: none."
+    told = [
+        f"{who} {part['messages']} messages, {part['fail']} of them failed"
+        for name, who in (("ours", "from our addresses"), ("strangers", "from others"))
+        if (part := section.get(name))
+    ]
+    return f"DMARC reports{span}: {'; '.join(told) or 'own and foreign mail cannot be told apart'}."
+
+
+def _part(triage: Facts, name: str) -> Facts:
+    return triage.get(name) or {}
+
+
+def _check_words(check: Facts | None) -> str:
+    """``ok``, or the status and the problem; a question mark for what was not looked at."""
+    if not check or not check.get("status"):
+        return "?"
+    return f"{check['status']}: {check['problem']}" if check.get("problem") else str(check["status"])
+
+
 def summary(triage: Facts, result: Facts, where: str, judged: bool = True) -> list[Line]:
     """The terminal summary: at most ``HEIGHT`` lines of ``WIDTH`` columns.
 

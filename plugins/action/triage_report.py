@@ -108,6 +108,9 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path) -> s
         "counted": "deferrals" if report.about_deferrals(triage) else "bounces",
         "tier_rows": [row.cells() for row in report.tier_rows(triage)],
         "codes": report.top_codes(triage, 10),
+        "mail_domains": report.domain_rows(triage),
+        "outbound": report.outbound_rows(triage),
+        "dmarc_line": report.dmarc_line(triage),
     }
     return environment.get_template(template.name).render(view)
 

@@ -392,3 +392,48 @@ def test_the_other_alert_has_its_own_columns_codes_and_reasons() -> None:
     assert "| greylisted | remote | 9 | 8 |" in text
     assert "- 9 x `450 greylisted`" in text
     assert re.search(r"given up after days in the queue: 2, last attempt: mailbox\\?_full", text)
+
+
+def test_the_report_shows_what_the_world_sees_of_our_domains_and_addresses() -> None:
+    ok = {"status": "ok", "problem": None}
+    missing = {"status": "missing", "problem": "no TXT record | " + HOSTILE}
+    fact = triage(finding())
+    fact["deliverability"].update(
+        domains=[{"domain": "cabal.example", "spf": ok, "dkim": missing, "dmarc": None}],
+        addresses=[{"ip": "198.51.100.125", "status": "ok", "ptr": ["smtp.cabal.example"], "problem": None}],
+        dmarc={
+            "status": "complete",
+            "reasons": [],
+            "rows": 3,
+            "period": {"start": "2026-11-17T22:00:00Z", "end": "2026-11-24T22:00:00Z"},
+            "ours": {"messages": 40, "pass": 30, "fail": 10},
+            "strangers": {"messages": 5, "pass": 0, "fail": 5},
+        },
+    )
+    text = action.render(fact, report.outcome(fact, None), TEMPLATE)
+    row = next(line for line in text.splitlines() if line.startswith("| cabal.example"))
+    assert row.startswith("| cabal.example | ok | missing: no TXT record \\| ")
+    assert row.endswith(" | ? |")
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert "\x1b" not in row
+    assert "<script" not in row.replace("\\<script", "")
+    assert "| 198.51.100.125 | ok: smtp.cabal.example |" in text
+    assert (
+        "DMARC reports of 2026-11-17 to 2026-11-24: from our addresses 40 messages, 10 of them failed; from others 5"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("dmarc", "line"),
+    [
+        ({"status": "unavailable", "reasons": ["DMARC reports: denied."]}, "DMARC reports: denied."),
+        ({"status": "complete", "rows": 0, "period": None}, "DMARC reports: none."),
+        ({"status": "partial", "rows": 2, "ours": None}, "own and foreign mail cannot be told apart."),
+    ],
+)
+def test_dmarc_reports_that_say_nothing(dmarc: dict[str, Any], line: str) -> None:
+    fact = triage(finding())
+    fact["deliverability"]["dmarc"] = dmarc
+    assert report.dmarc_line(fact).endswith(line)
+    assert "## Deliverability" not in action.render(triage(finding()), {"error": None, "unchecked": []}, TEMPLATE)
