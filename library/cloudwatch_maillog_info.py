@@ -202,7 +202,9 @@ tiers:
         coverage:
           description:
             - What the numbers are worth. C(status), C(reasons), C(log_group_exists), C(events), C(mail_lines),
-              C(cut_lines) (delivery lines cut before they say anything), C(first_event), C(last_event),
+              C(cut_lines) (delivery lines cut before they say anything),
+              C(unread_lines) (lines that the alert counts, in a shape that is not known), C(first_event),
+              C(last_event),
               C(last_ingested), C(max_lag_seconds), C(blind) (true when mail passes and its fate is not logged, null
               when nothing shows either), C(log_level) (C(at_least), inferred from the kinds of lines).
           type: dict
@@ -452,7 +454,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
             by_tier[tier] = unavailable_tier(
                 tier, group, why[tier], exists=reader.outcomes[tier].exists, metric_minutes=options["metric_minutes"]
             )
-        reasons += why[tier]
+        reasons += by_tier[tier]["coverage"]["reasons"]
     if work_dir:
         write_failed(work_dir, [row for tally in tallies.values() if isinstance(tally, Tally) for row in tally.failed])
     return {

@@ -397,7 +397,9 @@ def _deaf_tiers(
         loops = [(lines.get(row["task"]) or {}).get("loop") or {} for row in tasks if row["tier"] == tier]
         heard = any(loop.get("messages") or loop.get("periodic_only") for loop in loops)
         later = all((epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
-        if coverage.get("status") == "complete" and loops and later and not heard:
+        # A task that started after the change was never to hear of it: the one that it replaced did.
+        there = all((epoch(row["started_at"]) or end) < changed for row in tasks if row["tier"] == tier)
+        if coverage.get("status") == "complete" and loops and later and there and not heard:
             deaf[tier] = (
                 "it rebuilds by its interval only, although an address was made at "
                 f"{rfc3339(changed)}: no task of the tier hears its queue"

@@ -20,7 +20,7 @@ Facts = Mapping[str, Any]
 
 #: Reasons (see the reason table) by what they say about outgoing mail.
 REFUSAL_REASONS = ("blocklist", "reputation", "rate_limited", "policy")
-AUTHENTICATION_REASONS = ("authentication", "reverse_dns", "sender_rejected", "tls_required")
+AUTHENTICATION_REASONS = ("authentication",)
 RECIPIENT_REASONS = ("recipient_unknown", "recipient_disabled", "recipient_restricted", "mailbox_full", "host_unknown")
 CONTENT_REASONS = ("content", "message_too_big")
 
@@ -97,7 +97,6 @@ def alert_signals(triage: Facts) -> dict[str, Any]:
         # What the alert counts, and what has become of a recipient that it counts.
         "noun": "deferrals" if deferred else "bounces",
         "fate": "deferred" if deferred else "bounced",
-        "paged": alert.get("source") == "payload",
         "threshold": threshold.get("lines", 15),
         "minutes": threshold.get("minutes", 30),
         "pattern": threshold.get("pattern", "dsn=5"),
@@ -317,10 +316,13 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "refusing_providers",
             "others_accept",
             "reasons",
-            "replies",
             "top_refused",
             "top_attempts",
             "top_rate",
+            "other_rate",
+            "top_replies",
+            "attempts",
+            "reverse_dns",
             "rejecting_authentication",
             "bad_domains",
             "senders",
@@ -347,7 +349,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "failed": failed,
         "refused": refused,
         **groups,
-        "unexplained": failed - refused - sum(groups.values()),
+        "unexplained": failed - refused - sum(groups.values()) - reasons["reverse_dns"],
         "refusing": sorted(refusing.items(), key=lambda item: (-item[1], item[0])),
         "refusing_providers": len(refusing),
         "top_provider": top,
@@ -356,12 +358,19 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "top_attempts": at_top.get("attempts"),
         # Everybody writes to the large providers: a block shows in what share of its own mail a provider refuses.
         "top_rate": refusing[top] / at_top["attempts"] if top and at_top.get("attempts") else None,
+        "other_rate": refused_elsewhere(providers, top, refusing),
+        "top_replies": [
+            row["text"]
+            for row in log["bounces"].get("replies") or []
+            if row.get("provider") == top and row.get("reason") in REFUSAL_REASONS
+        ][:3],
+        "attempts": sum(row.get("attempts") or 0 for row in providers),
+        "reverse_dns": reasons["reverse_dns"],
         "others_accept": accepted_elsewhere(log, at_top),
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
         "senders": (log["bounces"].get("senders") or [])[:3],
-        "replies": (log["bounces"].get("replies") or [])[:3],
         "minimum": options.get("minimum_recipients", 5),
     }
 
@@ -370,6 +379,14 @@ def total(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
     """Recipients of a provider that failed for one of these reasons."""
     reasons = row.get("reasons") or {}
     return sum(reasons.get(name, 0) for name in wanted)
+
+
+def refused_elsewhere(
+    providers: Iterable[Mapping[str, Any]], top: str | None, refusing: Mapping[str, int]
+) -> float | None:
+    """Share of the mail to all providers but the top one that they refused; None where none was sent."""
+    attempts = sum(row.get("attempts") or 0 for row in providers if row["provider"] != top)
+    return sum(count for name, count in refusing.items() if name != top) / attempts if attempts else None
 
 
 def accepted_elsewhere(log: Facts, at_top: Mapping[str, Any]) -> int | None:
@@ -412,7 +429,6 @@ def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:
         "tempfail": larger(codes["5.3.0"], rejected),
         "unknown_user": larger(codes["5.1.1"], unknown_user),
         "unresolvable": codes["5.1.2"],
-        "refused_at_imap": rejected,
         "codes": dict(codes),
     }
 
@@ -427,7 +443,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     part = section(triage, "address_map")
     keys = (*MAP_STATES, "checked", "smtp_in", "imap")
     if not usable(part):
-        return {**dict.fromkeys(keys), "stale_tiers": None, "refusals": None}
+        return {**dict.fromkeys(keys), "refusals": None}
     recipients = part.get("recipients") or {}
     known = recipients if usable(recipients) else {}
     by_state = known.get("by_state") or {}
@@ -435,6 +451,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     stale = part.get("stale_tasks") or {}
     sizes = part.get("tasks_of_tier") or {}
     read = [row for row in part.get("tasks") or [] if row.get("stale") is not None]
+    hung = {row["task"] for row in section(triage, "reconfigure_loop").get("tasks") or [] if row.get("state") == "hung"}
     result: dict[str, Any] = {name: by_state.get(name, 0) if known else None for name in MAP_STATES}
     result["checked"] = known.get("checked")
     result["refusals"] = {name: refusals.get(name, 0) for name in MAP_STATES} if known else None
@@ -446,6 +463,8 @@ def map_signals(triage: Facts) -> dict[str, Any]:
             "stale": tasks if rows or tasks else None,
             "all": bool(tasks) and len(tasks) >= (sizes.get(tier) or len(tasks)),
             "count": sizes.get(tier),
+            # Ending a loop's process helps only where there is one.
+            "all_hung": bool(tasks) and set(tasks) <= hung,
             "rows": [row for row in rows if row.get("task") in tasks],
             "wrong": sum(
                 number(row.get("missing")) + number(row.get("surplus")) + number(row.get("wrong_user"))
@@ -454,7 +473,6 @@ def map_signals(triage: Facts) -> dict[str, Any]:
             ),
             "oldest_minutes": oldest_minutes(row for row in rows if row.get("task") in tasks),
         }
-    result["stale_tiers"] = sorted(stale)
     return result
 
 
@@ -607,11 +625,9 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
     return {
         "unreadable_tiers": unreadable,
         "blind_tiers": blind,
-        "partial_tiers": partial,
         "steps": steps,
         "logs_unavailable": not usable(logs) and not any(usable(log.get("coverage")) for log in tiers.values()),
-        "unreached_tasks": len(section(triage, "containers").get("unreachable") or []),
-        "unproven_tiers": unproven,
+        "unread": sum((log.get("coverage") or {}).get("unread_lines") or 0 for log in tiers.values()),
         "complete": not unreadable and not blind and not partial and not unproven and usable(logs),
     }
 
@@ -664,7 +680,10 @@ def network_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -
     last = {tier: moment((log.get("coverage") or {}).get("last_event")) for tier, log in tiers.items()}
     silent: bool | None = None
     if tiers and end is not None and all(usable(log.get("coverage")) for log in tiers.values()):
-        silent = all(at is None or end - at > limit for at in last.values())
+        start = moment(window.get("start"))
+        # A window shorter than a healthy tier's own silence proves nothing.
+        if start is not None and end - start > limit:
+            silent = all(at is None or end - at > limit for at in last.values())
     containers = section(triage, "containers")
     tasks = containers.get("tasks") or []
     unreached = containers.get("unreachable") or []
@@ -672,7 +691,6 @@ def network_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -
     return {
         "silent": silent,
         "last_event": max((at for at in last.values() if at is not None), default=None),
-        "nat_known": bool(ways) if usable(network) else None,
         "nat_down": [str(way.get("id")) for way in down] if usable(network) and ways else None,
         "exec_dead": (not any(row.get("outcome") == "completed" for row in tasks)) if asked else None,
     }

@@ -158,8 +158,8 @@ def judge(triage: Mapping[str, Any], table: Sequence[Mapping[str, Any]], options
     judgement = Judgement()
     for row in (row for row in table if not row.get("after")):
         _apply(row, signals, triage, judgement)
-    signals["found"] = _found(judgement, signals)
     for row in (row for row in table if row.get("after")):
+        signals["found"] = _found(judgement, signals)
         _apply(row, signals, triage, judgement)
     order = {row["id"]: position for position, row in enumerate(table)}
     judgement.findings.sort(key=lambda finding: _rank(finding, order))
@@ -187,6 +187,9 @@ def check_table(table: Sequence[Mapping[str, Any]]) -> None:
         seen.add(identity)
         if row["severity"] not in SEVERITIES:
             raise TableError(f"findings table: severity {row['severity']} of {identity} is none of {SEVERITIES}.")
+        milder = row.get("milder") or {}
+        if milder and milder.get("severity") not in SEVERITIES:
+            raise TableError(f"findings table: the milder severity of {identity} is none of {SEVERITIES}.")
         for step in row["confidence"]:
             if step.get("level") not in CONFIDENCES or not step.get("because"):
                 raise TableError(
@@ -211,7 +214,7 @@ def _found(judgement: Judgement, signals: Mapping[str, Any]) -> dict[str, Any]:
     total = signals["spike"]["total"]
     explained = judgement.explained
     # A deep queue is an effect and explains nothing.
-    about_evidence = ("coverage.", "alert.", "queue.")
+    about_evidence = ("coverage.", "alert.", "queue.", "none.")
     faults = [finding for finding in judgement.findings if not finding["id"].startswith(about_evidence)]
     return {
         "ids": [finding["id"] for finding in judgement.findings],
@@ -323,7 +326,7 @@ def _finding(row: Mapping[str, Any], scope: Mapping[str, Any], triage: Mapping[s
         "fingerprint": hashlib.sha256("\0".join([str(environment), row["id"], tier or "", key]).encode()).hexdigest(),
         "tier": tier,
         "key": key,
-        "severity": row["severity"],
+        "severity": _severity(row, scope),
         "confidence": level,
         "confidence_reason": because,
         "fault": row["fault"],
@@ -353,6 +356,14 @@ def _recipients(row: Mapping[str, Any], scope: Mapping[str, Any]) -> int:
     column = _counts(scope)
     other = "recipients" if column == "deferred" else "deferred"
     return _impact(row, scope, column if row.get(column) else other)
+
+
+def _severity(row: Mapping[str, Any], scope: Mapping[str, Any]) -> str:
+    """The row's severity, or the milder one where its conditions hold."""
+    milder = row.get("milder")
+    if milder and _holds({"id": row["id"], "all": milder.get("all"), "any": milder.get("any")}, scope):
+        return str(milder["severity"])
+    return str(row["severity"])
 
 
 def _impact(row: Mapping[str, Any], scope: Mapping[str, Any], column: str) -> int:

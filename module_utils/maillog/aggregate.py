@@ -47,6 +47,8 @@ _LOCAL_MAILERS = frozenset({"local", "prog", "*file*", "*include*", "lmtp", "cyr
 _NO_RELAY = (None, None)
 # LogLevel from which sendmail writes a line of the kind (tried with 8.17.1).
 _LEVELS = {"reject": 4, "received": 5, "notice": 6, "bounced": 7, "sent": 8, "deferred": 9}
+#: Kinds of lines that may be a delivery in a shape that the parser does not know.
+_NOT_READ = frozenset(("mail", "cut", "stray"))
 _MINUTE_FIELDS = ("bounced_lines", "bounced_recipients", "unseen", "sent", "deferred", "rejected")
 _BOUNCED, _RECIPIENTS, _UNSEEN, _SENT, _DEFERRED, _REJECTED = range(6)
 
@@ -206,6 +208,7 @@ class TierAggregator:
         self._rejects: Counter[tuple[str, str, str]] = Counter()
         self._refused = DigestSet()
         self._deferral_lines = 0
+        self._unread = 0
         self._deferred_messages = DigestSet()
         self._deferral_codes: Counter[str] = Counter()
         self._deferral_reasons: dict[tuple[str, str], _Tally] = {}
@@ -268,6 +271,8 @@ class TierAggregator:
             if pattern in message:
                 self._metric_lines += 1
                 self.metric_seconds[when // 1000] += 1
+                if kind is Other and record.kind in _NOT_READ:  # type: ignore[union-attr]
+                    self._unread += 1
             if kind is Delivery:
                 self._delivery(record, when, stream, message)  # type: ignore[arg-type]
             elif kind is Received:
@@ -814,6 +819,12 @@ class TierAggregator:
 
     def _coverage(self, status: str, reasons: list[str]) -> dict[str, Any]:
         level = max((needed for kind, needed in _LEVELS.items() if self._kinds[kind]), default=None)
+        if self._unread:
+            status = "partial"
+            reasons = [
+                *reasons,
+                f"{self._unread} of {self._metric_lines} lines that the alert counts could not be read.",
+            ]
         return {
             "status": status,
             "reasons": reasons,
@@ -821,6 +832,7 @@ class TierAggregator:
             "events": self._events,
             "mail_lines": self._mail_lines,
             "cut_lines": self._kinds["cut"],
+            "unread_lines": self._unread,
             "first_event": _time(self._first if self._events else None),
             "last_event": _time(self._last if self._events else None),
             "last_ingested": _time(self._ingested or None),
@@ -973,8 +985,9 @@ def unavailable_tier(
         "log_group": log_group,
         "coverage": {
             "status": "unavailable", "reasons": reasons, "log_group_exists": exists, "events": None,
-            "mail_lines": None, "cut_lines": None, "first_event": None, "last_event": None, "last_ingested": None,
-            "max_lag_seconds": None, "blind": None, "log_level": {"value": None, "source": None, "at_least": None},
+            "mail_lines": None, "cut_lines": None, "unread_lines": None, "first_event": None, "last_event": None,
+            "last_ingested": None, "max_lag_seconds": None, "blind": None,
+            "log_level": {"value": None, "source": None, "at_least": None},
         },
         "deliveries": dict.fromkeys(("sent", "deferred", "bounced", "rejected", "expired")),
         "bounces": {

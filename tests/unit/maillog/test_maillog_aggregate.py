@@ -275,3 +275,13 @@ def test_digest_map_is_a_map_whose_first_value_stays(pairs: list[tuple[int, int]
         known.setdefault(digest, value)
     assert all(tried.get(digest) == value for digest, value in known.items())
     assert tried.get(123456789) == known.get(123456789)
+
+
+def test_counted_lines_of_an_unknown_shape_are_said_and_never_pass_for_read() -> None:
+    foreign = "postfix/smtp[77]: 4Xy1: to=<a@example.com>, relay=mx.example.com, dsn=5.7.1, status=bounced (blocked)"
+    found = [event(f"{stamp(second)} host {foreign}", second, second) for second in range(9)]
+    tier = read([*found, event(bounce(20, 1), 20, 99)])
+    assert tier["bounces"]["lines"] == 10
+    assert tier["coverage"]["unread_lines"] == 9
+    assert tier["coverage"]["status"] == "partial"
+    assert "9 of 10" in tier["coverage"]["reasons"][0]

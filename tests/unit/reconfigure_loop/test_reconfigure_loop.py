@@ -266,6 +266,11 @@ def test_a_queue_that_nobody_hears_starves_the_tier() -> None:
     assert answer(container(), deaf, newest=1500, coverage="partial")["state"] == "healthy"
 
 
+def test_a_task_that_started_after_the_change_was_never_to_hear_of_it() -> None:
+    assert answer(container(), lines(messages=0), newest=1500, started=1600)["state"] == "starved"
+    assert answer(container(), lines(messages=0), newest=1500, started=1400)["state"] == "healthy"
+
+
 def test_queues_and_heartbeat() -> None:
     triage = facts(
         container(),

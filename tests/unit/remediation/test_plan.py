@@ -63,6 +63,10 @@ def imap(triage: Facts) -> None:
     triage["findings"][0]["remedy"]["service"] = "cabal-imap"
 
 
+def second_deployment(triage: Facts) -> None:
+    service(triage)["deployments"].append({"id": "d2", "created_at": "2026-11-24T21:30:00Z"})
+
+
 def service(triage: Facts) -> Facts:
     found: Facts = triage["environment"]["services"]["smtp-in"]
     return found
@@ -78,6 +82,7 @@ CLOSED: list[tuple[str, Callable[[Facts], Any], Facts]] = [
     ("deployment_in_progress", lambda t: service(t)["deployments"][0].update(rollout_state="IN_PROGRESS"), {}),
     ("quiesced", lambda t: service(t).update(desired=0), {}),
     ("recently_remediated", lambda t: service(t)["deployments"][0].update(created_at="2026-11-24T21:30:00Z"), {}),
+    ("recently_remediated", second_deployment, {}),
     ("recently_remediated", lambda t: service(t).update(deployments=[]), {}),
     ("secret_missing", lambda t: service(t)["secrets"][0].update(exists=False), {}),
     ("secret_missing", lambda t: service(t)["secrets"][0].update(exists=None), {}),

@@ -27,6 +27,7 @@ def external(triage: Triage, provider: str, reason: str, recipients: int, sent: 
     log = triage["tiers"]["by_tier"]["smtp-out"]
     log["bounces"]["recipients"] += recipients
     log["bounces"]["lines"] += recipients
+    log["bounces"]["ongoing_lines_last_10m"] = 5
     log["bounces"]["reasons"].append({"reason": reason, "fault": "us", "recipients": recipients})
     log["bounces"]["providers"].append(
         {
@@ -56,6 +57,10 @@ def authentication(triage: Triage) -> None:
     triage["deliverability"]["domains"].append(
         {"domain": "control.example", "spf": {"status": "missing", "problem": "no SPF record"}}
     )
+
+
+def reverse_dns(triage: Triage) -> None:
+    external(triage, "google", "reverse_dns", 20)
 
 
 def bad_recipients(triage: Triage) -> None:
@@ -256,6 +261,7 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "smtp_out.provider_block": provider_block,
     "smtp_out.reputation": reputation,
     "smtp_out.authentication": authentication,
+    "smtp_out.reverse_dns": reverse_dns,
     "smtp_out.bad_recipients": bad_recipients,
     "smtp_out.content": content,
     "smtp_in.stale_map": smtp_in_stale,
@@ -296,6 +302,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "smtp_out.provider_block": TIERS,
     "smtp_out.reputation": TIERS,
     "smtp_out.authentication": TIERS,
+    "smtp_out.reverse_dns": TIERS,
     "smtp_out.bad_recipients": TIERS,
     "smtp_out.content": TIERS,
     "smtp_in.stale_map": ("address_map",),
@@ -413,7 +420,8 @@ def test_one_stuck_task_of_three_is_replaced_alone(triage: Triage, table: list[A
 def test_the_fingerprint_ignores_time_and_counts(triage: Triage, table: list[Any], options: Triage) -> None:
     provider_block(triage)
     first = judge(triage, table, options)["verdict"]
-    external(triage, "microsoft", "blocklist", 7, sent=0)
+    row = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["providers"][0]
+    row.update(recipients=27, attempts=27, reasons={"blocklist": 27})
     triage["alert"]["window"]["end"] = "2026-11-24T21:59:00Z"
     again = judge(triage, table, options)["verdict"]
     assert first["fingerprint"] == again["fingerprint"]
@@ -619,3 +627,169 @@ def test_any_mixture_gives_a_verdict_and_never_claims_health_wrongly(
     for finding in result["findings"]:
         if finding["remedy"]:
             assert finding["remedy"]["service"].startswith("cabal-")
+
+
+def judged(triage: Triage, table: list[Any], options: Triage) -> dict[str, Any]:
+    return {finding["id"]: finding for finding in judge(triage, table, options)["findings"]}
+
+
+def test_lines_that_could_not_be_read_are_no_proof_of_an_end(triage: Triage, table: list[Any], options: Triage) -> None:
+    log = triage["tiers"]["by_tier"]["smtp-out"]
+    log["coverage"].update(status="partial", unread_lines=40, reasons=["40 of 40 lines could not be read."])
+    log["bounces"]["lines"] = triage["tiers"]["peak"]["lines"] = 40
+    for recent in (0, 6):
+        log["bounces"]["ongoing_lines_last_10m"] = recent
+        assert list(judged(triage, table, options)) == ["inconclusive"]
+
+
+def test_a_spike_that_goes_on_has_not_ended(triage: Triage, table: list[Any], options: Triage) -> None:
+    ended(triage)
+    triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["ongoing_lines_last_10m"] = 3
+    assert "none.ended" not in judged(triage, table, options)
+
+
+def test_an_ended_block_is_told_more_mildly(triage: Triage, table: list[Any], options: Triage) -> None:
+    provider_block(triage)
+    assert judged(triage, table, options)["smtp_out.provider_block"]["severity"] == "critical"
+    triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["ongoing_lines_last_10m"] = 0
+    finding = judged(triage, table, options)["smtp_out.provider_block"]
+    assert finding["severity"] == "warning"
+    assert "no bounce for the last 10 minutes" in finding["summary"]
+
+
+def test_a_provider_that_gets_most_mail_and_refuses_like_all_others_is_not_the_cause(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "google", "blocklist", 18, sent=72)
+    external(triage, "gmx", "blocklist", 6, sent=24)
+    found = judged(triage, table, options)
+    assert "smtp_out.provider_block" not in found
+    assert "smtp_out.reputation" in found
+
+
+def test_two_providers_that_refuse_alike_are_reputation(triage: Triage, table: list[Any], options: Triage) -> None:
+    for provider in ("google", "microsoft"):
+        external(triage, provider, "reputation", 10, sent=0)
+    external(triage, "gmx", "recipient_unknown", 1, sent=200)
+    assert judge(triage, table, options)["verdict"]["id"] == "smtp_out.reputation"
+
+
+def test_the_quoted_answer_is_that_providers(triage: Triage, table: list[Any], options: Triage) -> None:
+    provider_block(triage)
+    triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["replies"] = [
+        {"text": "no such user", "provider": "google", "reason": "recipient_unknown", "recipients": 30},
+        {"text": "on our block list", "provider": "microsoft", "reason": "blocklist", "recipients": 20},
+    ]
+    found = judged(triage, table, options)["smtp_out.provider_block"]["found"]
+    assert "on our block list" in found
+    assert "no such user" not in found
+
+
+def test_what_imap_refused_and_smtp_in_logged_is_counted_once(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    smtp_in_stale(triage)
+    assert "alert.cannot_see" not in judged(triage, table, options)
+
+
+def test_refusals_of_our_own_imap_are_no_bad_recipients(triage: Triage, table: list[Any], options: Triage) -> None:
+    bounces = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]
+    bounces["reasons"] = [{"reason": "recipient_unknown", "fault": "recipient", "recipients": 20}]
+    bounces["own_host"] = {"recipients": 20, "reasons": {"recipient_unknown": 20}, "codes": {"5.1.1": 20}}
+    bounces["recipients"] = 20
+    assert "smtp_out.bad_recipients" not in judged(triage, table, options)
+
+
+@pytest.mark.parametrize(("level", "blind"), [(2, True), (6, True), (7, False), (9, False)])
+def test_a_tier_is_blind_below_the_level_that_logs_failures(
+    level: int, blind: bool, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"]["blind"] = None
+    rows = triage["containers"]["tasks"]
+    rows.append({"tier": "smtp-in", "task": "d" * 32, "outcome": "completed"})
+    for row in rows:
+        row["log_level"] = 9
+    rows[-1]["log_level"] = level
+    assert ("coverage.blind_tier" in judged(triage, table, options)) is blind
+
+
+def test_one_silent_tier_is_not_the_network(triage: Triage, table: list[Any], options: Triage) -> None:
+    egress_down(triage)
+    triage["tiers"]["by_tier"]["imap"]["coverage"]["last_event"] = "2026-11-24T21:47:00Z"
+    assert "network.egress_down" not in judged(triage, table, options)
+
+
+def test_a_short_window_proves_no_silence(triage: Triage, table: list[Any], options: Triage) -> None:
+    egress_down(triage)
+    triage["alert"]["window"]["start"] = "2026-11-24T21:46:00Z"
+    result = judge(triage, table, options)
+    assert "network.egress_down" not in [finding["id"] for finding in result["findings"]]
+    assert "network.egress_down" in [entry["id"] for entry in result["not_judged"]]
+
+
+def test_one_old_bounce_does_not_call_for_an_outage(triage: Triage, table: list[Any], options: Triage) -> None:
+    unresolvable(triage)
+    assert judged(triage, table, options)["imap.unresolvable"]["remedy"]["service"] == "cabal-imap"
+    triage["environment"]["discovery"]["imap"]["instances"] = ["10.0.2.45"]
+    finding = judged(triage, table, options)["imap.unresolvable"]
+    assert (finding["severity"], finding["remedy"]) == ("warning", None)
+    assert "update-service" not in str(finding["next_actions"])
+    triage["tiers"]["by_tier"]["smtp-in"]["bounces"]["own_host"]["codes"] = {"5.1.2": 1}
+    assert "imap.unresolvable" not in judged(triage, table, options)
+
+
+def siblings(triage: Triage, *states: str) -> None:
+    """smtp-in with as many tasks as states, all of them with stale maps but the healthy ones."""
+    tasks = [str(number) * 32 for number in range(len(states))]
+    triage["reconfigure_loop"]["tasks"] = [
+        {"tier": "smtp-in", "task": task, "state": state, "why": "seen", "sources": ["exec"]}
+        for task, state in zip(tasks, states, strict=True)
+    ]
+    stuck = [task for task, state in zip(tasks, states, strict=True) if state != "healthy"]
+    triage["address_map"].update(stale_tasks={"smtp-in": stuck}, tasks_of_tier={"smtp-in": len(states)})
+    triage["address_map"]["tasks"] = [
+        {"tier": "smtp-in", "task": task, "stale": task in stuck, "surplus": 3, "age_seconds": 9000} for task in tasks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("states", "remedy"),
+    [
+        (("dead", "hung", "healthy"), "restart_task"),
+        (("hung", "hung", "healthy"), "restart_loop"),
+        (("dead", "dead"), "redeploy_service"),
+        (("dead", "hung"), "redeploy_service"),
+    ],
+)
+def test_the_remedy_reaches_every_stuck_task(
+    states: tuple[str, ...], remedy: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    smtp_in_stale(triage)
+    siblings(triage, *states)
+    finding = judged(triage, table, options)["smtp_in.stale_map"]
+    assert finding["remedy"]["kind"] == remedy
+    stuck = [str(number) * 32 for number, state in enumerate(states) if state != "healthy"]
+    assert finding["remedy"]["tasks"] == stuck
+    if "healthy" in states:
+        assert all(task in str(finding["next_actions"]) for task in stuck)
+
+
+def test_one_dead_loop_of_three_is_replaced_alone(triage: Triage, table: list[Any], options: Triage) -> None:
+    siblings(triage, "dead", "healthy", "healthy")
+    assert judged(triage, table, options)["reconfigure.dead"]["remedy"]["kind"] == "restart_task"
+
+
+def test_a_loop_seen_in_its_log_alone_lowers_confidence_for_all(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    siblings(triage, "dead", "dead")
+    triage["reconfigure_loop"]["tasks"][1]["sources"] = ["logs"]
+    assert judged(triage, table, options)["reconfigure.dead"]["confidence"] == "medium"
+
+
+def test_during_a_deployment_nobody_is_told_to_start_another(triage: Triage, table: list[Any], options: Triage) -> None:
+    smtp_in_stale(triage)
+    deploying(triage)
+    actions = judged(triage, table, options)["smtp_in.stale_map"]["next_actions"]
+    assert "in progress" in actions[0]["text"]
+    assert not [action for action in actions if action["command"]]
