@@ -104,6 +104,7 @@ OPTIONS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "triage_fail_on": (None, lambda name, value: to_choice(name, value, SEVERITIES)),
     "triage_deadline": (90, to_seconds),
     "report_dir": ("", to_text),
+    "report_show_addresses": (False, to_bool),
 }
 # Read by others: the tiers need the environment's list, the payload is parsed by `alert`, the rest is our own output.
 OTHER_NAMES = ("triage_tiers", "triage_payload", "triage_work_dir", "triage_artifact")

@@ -11,6 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from .address_table import json_lines
+
+MOST_ADDRESSES = 20
 DEFAULT_FOLDER = "reports"
 # ansible-runner, and so AWX, names its artifact directory in this variable of the playbook's environment.
 RUNNER_VARIABLE = "AWX_ISOLATED_DATA_DIR"
@@ -51,6 +54,28 @@ def write(folder: Path, host: str, run: str, files: Mapping[str, str]) -> Path:
         (place / name).write_text(content, encoding="utf-8")
     _point(place.parent / "latest", place.name)
     return place
+
+
+def clear_addresses(work_dir: str | None) -> list[str] | None:
+    """The failed recipients in clear, each once, the first ``MOST_ADDRESSES``; None when no directory is given.
+
+    Args:
+        work_dir: the run's private directory, the only place where addresses are in clear.
+    """
+    if not work_dir:
+        return None
+    found: dict[str, None] = {}
+    try:
+        for record in json_lines(Path(work_dir) / "failed_recipients.jsonl"):
+            address = str(record.get("address") or "").strip("<>")
+            if address:
+                found[address] = None
+            if len(found) == MOST_ADDRESSES:
+                break
+    except FileNotFoundError:
+        # No log was read.
+        return []
+    return list(found)
 
 
 def safe_name(text: str) -> str:

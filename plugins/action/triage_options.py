@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Check every option of a run and the way to AWS, before any call is made.
 
-Reads the host's variables ``triage_*`` and ``report_dir`` and the environment's ``cabalmail_*``; has no options itself.
+Reads the host's variables ``triage_*`` and ``report_*`` and the environment's ``cabalmail_*``; has no options itself.
 Returns ``options`` (checked, by their public names), ``run`` (the section of the fact ``triage``).
 Fails with one sentence that names the option, its value and what to do.
 """
@@ -29,6 +29,7 @@ from ansible.module_utils.cabalmail.report_files import choose_folder  # noqa: E
 from ansible.module_utils.cabalmail.time import format_rfc3339  # noqa: E402
 from ansible.module_utils.cabalmail.version import VERSION  # noqa: E402
 
+REPORT = ("report_dir", "report_show_addresses")
 # What an inventory may add, and the file whose form it has.
 ADDITIONS = {
     "cabalmail_findings": "data/findings.yml",
@@ -48,7 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         outcome: dict[str, Any] = super().run(tmp, task_vars)
         raw = task_vars or {}
         # The payload is what a stranger may have written: it is never rendered as a template (see triage_page).
-        public = {name: raw[name] for name in raw if name.startswith(("triage_", "cabalmail_")) or name == "report_dir"}
+        public = {name: raw[name] for name in raw if name.startswith(("triage_", "cabalmail_")) or name in REPORT}
         public.pop("triage_payload", None)
         variables = self._templar.template(public)
         host = str(raw.get("inventory_hostname"))

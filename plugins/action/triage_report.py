@@ -9,6 +9,7 @@ Options:
     schema (path): JSON Schema of the fact. What does not validate is written all the same, marked invalid.
     template (path): Jinja template of triage.md.
     error (str): why there is no verdict, if there is none.
+    work_dir (path): the run's private directory, when triage.md is to name failed recipients in clear; else empty.
 
 Returns ``outcome`` (content of outcome.json) and ``path`` (the run's folder).
 """
@@ -16,7 +17,7 @@ Returns ``outcome`` (content of outcome.json) and ``path`` (the run's folder).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     _supports_check_mode = True
     _requires_connection = False
-    _VALID_ARGS = frozenset({"triage", "folder", "schema", "template", "error"})
+    _VALID_ARGS = frozenset({"triage", "folder", "schema", "template", "error", "work_dir"})
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write the files; AnsibleActionFail when they can't be written."""
@@ -53,7 +54,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         host, run = triage["run"]["host"], triage["run"]["id"]
         files = {
             "triage.json": _json(document),
-            "triage.md": render(triage, outcome, Path(args["template"])),
+            "triage.md": render(
+                triage, outcome, Path(args["template"]), report_files.clear_addresses(args.get("work_dir"))
+            ),
             "outcome.json": _json(outcome),
         }
         try:
@@ -90,7 +93,7 @@ def schema_faults(document: Any, schema: Path) -> list[str]:
     ]
 
 
-def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path) -> str:
+def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path, clear: Sequence[str] | None = None) -> str:
     """The Markdown report. Its template escapes by hand, with ``md``, ``code`` and ``fenced``: Markdown is not HTML."""
     environment = Environment(  # noqa: S701
         loader=FileSystemLoader(template.parent),
@@ -108,6 +111,7 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path) -> s
         "counted": "deferrals" if report.about_deferrals(triage) else "bounces",
         "tier_rows": [row.cells() for row in report.tier_rows(triage)],
         "codes": report.top_codes(triage, 10),
+        "clear": clear,
         "mail_domains": report.domain_rows(triage),
         "outbound": report.outbound_rows(triage),
         "dmarc_line": report.dmarc_line(triage),

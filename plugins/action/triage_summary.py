@@ -7,6 +7,8 @@ Options:
     triage (dict): the fact.
     outcome (dict): content of outcome.json.
     path (path): the run's folder.
+    work_dir (path): the run's private directory, when failed recipients are to be named in clear; else empty. They are
+        printed and not returned: results are kept by runners.
     fail_on (str): critical, warning, info or empty.
 """
 
@@ -23,6 +25,8 @@ from ansible.plugins.action import ActionBase
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
+from ansible.module_utils.cabalmail import report_files  # noqa: E402
+from ansible.module_utils.cabalmail.inert import inert  # noqa: E402
 from ansible.module_utils.cabalmail.report import standing, summary  # noqa: E402
 
 COLOURS = {"critical": C.COLOR_ERROR, "warning": C.COLOR_WARN, "info": C.COLOR_OK, "dim": C.COLOR_VERBOSE, "": None}
@@ -33,7 +37,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     _supports_check_mode = True
     _requires_connection = False
-    _VALID_ARGS = frozenset({"triage", "outcome", "path", "fail_on"})
+    _VALID_ARGS = frozenset({"triage", "outcome", "path", "fail_on", "work_dir"})
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Print; AnsibleActionFail when the run is to end with another status than 0."""
@@ -42,6 +46,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         triage, outcome = args["triage"], args["outcome"]
         judged = {"verdict", "always"}.isdisjoint((task_vars or {}).get("ansible_skip_tags") or [])
         lines = summary(triage, outcome, str(Path(shorter(args["path"])) / "triage.md"), judged)
+        for address in report_files.clear_addresses(args.get("work_dir")) or []:
+            self._display.display(f"Failed recipient: {inert(address, 320)}")
         for line in lines:
             self._display.display(line.text, color=COLOURS[line.kind])
         if outcome["status"] == "error":

@@ -111,3 +111,14 @@ def test_a_folder_outside_the_repository(triage: Callable[..., Run], sandbox: Sa
     shutil.copytree(SCENARIOS / "smtp-out-provider-block", folder)
     check(triage(folder), folder, sandbox)
     assert json.loads((sandbox.state / "state.json").read_text())["folder"] == str(folder)
+
+
+def test_addresses_in_clear_are_shown_when_asked_for_and_only_to_people(triage: Callable[..., Run]) -> None:
+    run = triage("smtp-out-provider-block", "-e", "report_show_addresses=true")
+    known = addresses(SCENARIOS / "smtp-out-provider-block")
+    said = [line.partition(": ")[2] for line in run.stdout.splitlines() if line.startswith("Failed recipient: ")]
+    assert 0 < len(said) <= 20
+    assert set(said) <= known
+    assert all(f"`{address}`" in run.markdown for address in said)
+    for document in (run.triage, run.outcome):
+        assert not known & set(written_out(json.dumps(document)))

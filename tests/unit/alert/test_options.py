@@ -24,6 +24,7 @@ def test_defaults() -> None:
         "triage_fail_on": None,
         "triage_deadline": 90.0,
         "report_dir": "",
+        "report_show_addresses": False,
         "triage_tiers": TIERS,
     }
 
@@ -76,6 +77,7 @@ def test_accepted(name: str, value: Any, read: Any) -> None:
         ("triage_alert", "a\nb"),
         ("triage_alert", "a\x1b[31m"),
         ("report_dir", 7),
+        ("report_show_addresses", "perhaps"),
         ("report_dir", "a\0b"),
         ("triage_deadlin", 90),
         ("triage_x", 1),

@@ -437,3 +437,17 @@ def test_dmarc_reports_that_say_nothing(dmarc: dict[str, Any], line: str) -> Non
     fact["deliverability"]["dmarc"] = dmarc
     assert report.dmarc_line(fact).endswith(line)
     assert "## Deliverability" not in action.render(triage(finding()), {"error": None, "unchecked": []}, TEMPLATE)
+
+
+def test_clear_addresses_are_those_of_the_private_file_and_few(tmp_path: Path) -> None:
+    assert report_files.clear_addresses("") is None
+    assert report_files.clear_addresses(str(tmp_path)) == []
+    rows = [{"address": f"jane{number // 2}@x.example"} for number in range(100)]
+    (tmp_path / "failed_recipients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clear = report_files.clear_addresses(str(tmp_path))
+    assert clear == [f"jane{number}@x.example" for number in range(20)]
+    fact = triage(finding())
+    text = action.render(fact, report.outcome(fact, None), TEMPLATE, [*clear, "`x`\x1b[2J@x.example"])
+    assert "- `jane0@x.example`" in text
+    assert "\x1b" not in text
+    assert "in clear" not in action.render(fact, report.outcome(fact, None), TEMPLATE)
