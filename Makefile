@@ -34,7 +34,9 @@ sandbox-up: setup
 sandbox-down: setup
 	@cd $(ROOT) && python -m sandbox down
 
+# A part of the tests (ARGS) is for whoever works on it; all of them include the linters.
 test: setup
+	@$(if $(ARGS),:,$(ROOT)/scripts/lint)
 	@cd $(ROOT) && python -m pytest --numprocesses auto $(ARGS)
 
 lint: setup
