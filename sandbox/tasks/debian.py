@@ -9,7 +9,7 @@ distribution) the tasks get along without; the reason is told.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import re
 import shutil
 import subprocess
@@ -92,8 +92,17 @@ def _fetch(package: str, folder: Path) -> None:
             wanted = _not_installed(needed)
         if package == SENDMAIL:
             _drop_set_id(tree)
-        with contextlib.suppress(FileExistsError):
-            tree.rename(folder)
+        _publish(tree, folder)
+
+
+def _publish(tree: Path, folder: Path) -> None:
+    """Put the finished tree in its place; another process that was as late to start and quicker is as good."""
+    try:
+        tree.rename(folder)
+    except OSError as error:
+        # rename(2): one or the other, by file system, where the target is a folder that holds something.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _run(argv: list[str], cwd: Path | None = None) -> str:

@@ -145,3 +145,13 @@ def test_namespaces_are_tried_not_guessed(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(isolation, "ensure", lambda package, cache: proot)
     monkeypatch.setattr(isolation.subprocess, "run", forbidden)
     assert isolation.detect(tmp_path) == Walls(Isolation.PROOT, proot)
+
+
+def test_two_that_fetch_at_once_both_go_on(tmp_path: Path) -> None:
+    first, second, place = tmp_path / "first", tmp_path / "second", tmp_path / "debian"
+    for tree in (first, second):
+        tree.mkdir()
+        (tree / "makemap").write_text(tree.name)
+    for tree in (first, second):
+        debian._publish(tree, place)
+    assert (place / "makemap").read_text() == "first"
