@@ -12,7 +12,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -158,19 +157,16 @@ def test_check_mode_shows_the_remedy_and_does_nothing(sandbox: Sandbox, triage: 
 
 
 @pytest.fixture(scope="module")
-def tagged(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """One run for `--tags` and one for `--skip-tags` of each role, some at a time: they only read."""
+def _stale_map(sandbox: Sandbox) -> None:
+    """Loaded once: what is run with tags only reads."""
     sandbox.load("smtp-in-stale-map")
     sandbox.post("agent", {"delays": "off"})
-    folder = tmp_path_factory.mktemp("tagged")
 
-    def run(option: str) -> Run:
-        words = option.split()
-        return ansible_playbook(folder / "-".join(words), "triage.yml", *words, env=sandbox.environment(), cwd=REPO)
 
-    options = [f"--{kind}tags {role}" for kind in ("", "skip-") for role in (*SECTIONS, *ALWAYS)]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(options, pool.map(run, options), strict=True))
+@pytest.fixture
+def tagged(_stale_map: None, triage: Callable[..., Run]) -> Callable[..., Run]:
+    """Run with some tags: ``tagged("--skip-tags", "alert")``."""
+    return lambda *words: triage(None, *words)
 
 
 def skipped(run: Run) -> set[str]:
@@ -182,8 +178,8 @@ def skipped(run: Run) -> set[str]:
 
 
 @pytest.mark.parametrize("role", [*SECTIONS, *ALWAYS])
-def test_only_one_role(role: str, tagged: dict[str, Run]) -> None:
-    run = tagged[f"--tags {role}"]
+def test_only_one_role(role: str, tagged: Callable[..., Run]) -> None:
+    run = tagged("--tags", role)
     sound(run)
     assert skipped(run) == set(SECTIONS.values()) - {SECTIONS.get(role, "")}
     assert run.triage["alert"]["status"] == "complete"
@@ -192,16 +188,16 @@ def test_only_one_role(role: str, tagged: dict[str, Run]) -> None:
 
 
 @pytest.mark.parametrize("role", SECTIONS)
-def test_all_but_one_role(role: str, tagged: dict[str, Run]) -> None:
-    run = tagged[f"--skip-tags {role}"]
+def test_all_but_one_role(role: str, tagged: Callable[..., Run]) -> None:
+    run = tagged("--skip-tags", role)
     sound(run)
     assert skipped(run) == {SECTIONS[role]}
     assert run.verdict is not None
 
 
-def test_without_the_page_there_is_no_window_to_read(tagged: dict[str, Run]) -> None:
+def test_without_the_page_there_is_no_window_to_read(tagged: Callable[..., Run]) -> None:
     """`alert` is always played, unless somebody says in so many words that it is not to be."""
-    run = tagged["--skip-tags alert"]
+    run = tagged("--skip-tags", "alert")
     sound(run)
     for section in ("alert", "tiers"):
         assert run.triage[section]["status"] == "unavailable"
@@ -212,8 +208,8 @@ def test_without_the_page_there_is_no_window_to_read(tagged: dict[str, Run]) -> 
     assert not {"none.below_threshold", "none.ended"} & set(run.findings)
 
 
-def test_without_judgement_there_is_still_the_evidence(tagged: dict[str, Run]) -> None:
-    run = tagged["--skip-tags verdict"]
+def test_without_judgement_there_is_still_the_evidence(tagged: Callable[..., Run]) -> None:
+    run = tagged("--skip-tags", "verdict")
     sound(run)
     assert run.verdict is None
     assert run.summary[1] == "NO VERDICT: judgement was skipped"
@@ -221,19 +217,17 @@ def test_without_judgement_there_is_still_the_evidence(tagged: dict[str, Run]) -
     assert run.outcome["status"] == "incomplete"
 
 
-def test_a_judgement_that_breaks_is_an_error_and_the_evidence_is_there(
-    triage: Callable[..., Run], tagged: dict[str, Run]
-) -> None:
+def test_a_judgement_that_breaks_is_an_error_and_the_evidence_is_there(tagged: Callable[..., Run]) -> None:
     """A row of the operator's own that is none."""
-    run = triage(None, "-e", json.dumps({"cabalmail_findings": [{"id": "own.broken"}]}), "--tags", "tier_bounces")
+    run = tagged("-e", json.dumps({"cabalmail_findings": [{"id": "own.broken"}]}), "--tags", "tier_bounces")
     assert run.status != 0
     assert run.outcome["status"] == "error"
     assert "own.broken" in run.outcome["error"]
     assert run.triage["tiers"]["status"] == "complete"
 
 
-def test_without_report_nothing_is_written(tagged: dict[str, Run]) -> None:
-    run = tagged["--skip-tags report"]
+def test_without_report_nothing_is_written(tagged: Callable[..., Run]) -> None:
+    run = tagged("--skip-tags", "report")
     assert run.status == 0, run.output
     assert not list(run.report_dir.rglob("*.json"))
 
