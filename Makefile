@@ -37,7 +37,7 @@ sandbox-down: setup
 # A part of the tests (ARGS) is for whoever works on it; all of them include the linters.
 test: setup
 	@$(if $(ARGS),:,$(ROOT)/scripts/lint)
-	@cd $(ROOT) && python -m pytest --numprocesses auto $(ARGS)
+	@cd $(ROOT) && python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: setup
 	@$(ROOT)/scripts/lint
