@@ -343,7 +343,7 @@ def test_token_and_url_appear_nowhere(endpoint, tmp_path):
         for entry in result["results"]:
             assert secret not in base64.b64decode(entry["stdout_b64"] or "").decode(errors="replace")
     assert found == set()
-    assert running.open_sessions == 0
+    assert running.left_open() == 0
 
 
 def test_failures_do_not_show_token_or_url_either(endpoint):

@@ -31,6 +31,7 @@ from ansible.module_utils.session_manager.encryption import DataKey, KeyRequest,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 HEADER = struct.Struct(">I32sIQqQ16s32sII")
 
@@ -108,6 +109,7 @@ class Gateway:
         self.responses: list[dict[str, Any]] = []
         self.open_sessions = 0
         self.peak = 0
+        self._sockets: set[ServerConnection] = set()
         self.commands: dict[str, str] = {}
         self.masters: dict[str, int] = {}
         self.children: dict[str, int] = {}
@@ -115,6 +117,13 @@ class Gateway:
         self._loop = asyncio.new_event_loop()
         self._stop: asyncio.Event | None = None
         self.port = 0
+
+    def left_open(self, seconds: float = 5) -> int:
+        """Sessions that are still open after some time to settle: the handlers run in a thread of their own."""
+        end = time.monotonic() + seconds
+        while self.open_sessions and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.open_sessions
 
     def __enter__(self) -> Gateway:
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -193,7 +202,9 @@ class Gateway:
             socket.transport.abort()
             return
         self.open_sessions += 1
-        self.peak = max(self.peak, self.open_sessions)
+        self._sockets.add(socket)
+        # A session that the client has closed is over for it, though its handler here may not have noticed yet.
+        self.peak = max(self.peak, sum(one.state is State.OPEN for one in self._sockets))
         try:
             self.opening.append(json.loads(await socket.recv()))
             await _Agent(self, socket, identifier).run()
@@ -201,6 +212,7 @@ class Gateway:
             pass
         finally:
             self.open_sessions -= 1
+            self._sockets.discard(socket)
 
 
 class _Agent:

@@ -327,7 +327,7 @@ def test_many_at_once_stay_in_order_and_within_the_bound():
     with Gateway() as gateway:
         outcomes = runner.run(Plan(program, max_parallel=4), targets(12), gateway)
         assert gateway.peak <= 4
-        assert gateway.open_sessions == 0
+        assert gateway.left_open() == 0
     assert [outcome.target.task for outcome in outcomes] == [target.task for target in targets(12)]
     assert {outcome.outcome for outcome in outcomes} == {"completed"}
 
