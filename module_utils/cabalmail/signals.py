@@ -128,7 +128,6 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
             "recent",
             "over_threshold",
             "total",
-            "tiers",
         )
         return dict.fromkeys((*unknown, "minimum"))
     peak = section(triage, "tiers").get("peak") or {}
@@ -146,7 +145,6 @@ def bounce_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) ->
         "peak": peak_lines,
         "recent": sum(log["bounces"].get("ongoing_lines_last_10m") or 0 for log in logs),
         "over_threshold": peak_lines > alert["threshold"],
-        "tiers": {log["tier"]: log["bounces"]["recipients"] for log in logs},
         "minimum": options.get("minimum_recipients", 5),
     }
 
@@ -309,7 +307,6 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "authentication",
             "recipient",
             "content",
-            "unexplained",
             "refusing",
             "top_provider",
             "top_share",
@@ -349,7 +346,6 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "failed": failed,
         "refused": refused,
         **groups,
-        "unexplained": failed - refused - sum(groups.values()) - reasons["reverse_dns"],
         "refusing": sorted(refusing.items(), key=lambda item: (-item[1], item[0])),
         "refusing_providers": len(refusing),
         "top_provider": top,
@@ -398,7 +394,7 @@ def accepted_elsewhere(log: Facts, at_top: Mapping[str, Any]) -> int | None:
 def dns_signals(deliverability: Facts) -> dict[str, Any]:
     """Broken records of ours, by what DNS answered."""
     if not usable(deliverability):
-        return {"broken": None, "unreadable": None, "checked": None}
+        return {"broken": None, "unreadable": None}
     broken: list[dict[str, str]] = []
     unreadable: list[str] = []
     domains = deliverability.get("domains") or []
@@ -411,7 +407,7 @@ def dns_signals(deliverability: Facts) -> dict[str, Any]:
                 broken.append({"domain": row["domain"], "kind": kind, "problem": str(problem)})
             elif status == "unavailable":
                 unreadable.append(f"{kind} of {row['domain']}")
-    return {"broken": broken, "unreadable": unreadable, "checked": len(domains)}
+    return {"broken": broken, "unreadable": unreadable}
 
 
 def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:
@@ -429,7 +425,6 @@ def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:
         "tempfail": larger(codes["5.3.0"], rejected),
         "unknown_user": larger(codes["5.1.1"], unknown_user),
         "unresolvable": codes["5.1.2"],
-        "codes": dict(codes),
     }
 
 
@@ -709,7 +704,6 @@ def platform_signals(triage: Facts) -> dict[str, Any]:
         at = moment(until) if isinstance(until, str) else datetime.fromtimestamp(float(until), tz=UTC)
         ahead = at is not None and at > end
     return {
-        "services": {tier: row.get("service") for tier, row in services.items()},
         "quiesced": bool(services) and all(row.get("desired") == 0 for row in services.values()) if services else None,
         "deploying": sorted(
             tier
