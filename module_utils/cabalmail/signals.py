@@ -320,6 +320,8 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "top_replies",
             "attempts",
             "reverse_dns",
+            "sender_rejected",
+            "tls_required",
             "rejecting_authentication",
             "bad_domains",
             "senders",
@@ -361,7 +363,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             if row.get("provider") == top and row.get("reason") in REFUSAL_REASONS
         ][:3],
         "attempts": sum(row.get("attempts") or 0 for row in providers),
-        "reverse_dns": reasons["reverse_dns"],
+        **{name: reasons[name] for name in ("reverse_dns", "sender_rejected", "tls_required")},
         "others_accept": accepted_elsewhere(log, at_top),
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),

@@ -63,6 +63,14 @@ def reverse_dns(triage: Triage) -> None:
     external(triage, "google", "reverse_dns", 20)
 
 
+def sender_rejected(triage: Triage) -> None:
+    external(triage, "google", "sender_rejected", 20)
+
+
+def tls_required(triage: Triage) -> None:
+    external(triage, "google", "tls_required", 20)
+
+
 def bad_recipients(triage: Triage) -> None:
     external(triage, "google", "recipient_unknown", 20)
 
@@ -262,6 +270,8 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "smtp_out.reputation": reputation,
     "smtp_out.authentication": authentication,
     "smtp_out.reverse_dns": reverse_dns,
+    "smtp_out.sender_rejected": sender_rejected,
+    "smtp_out.tls_required": tls_required,
     "smtp_out.bad_recipients": bad_recipients,
     "smtp_out.content": content,
     "smtp_in.stale_map": smtp_in_stale,
@@ -303,6 +313,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "smtp_out.reputation": TIERS,
     "smtp_out.authentication": TIERS,
     "smtp_out.reverse_dns": TIERS,
+    "smtp_out.sender_rejected": TIERS,
+    "smtp_out.tls_required": TIERS,
     "smtp_out.bad_recipients": TIERS,
     "smtp_out.content": TIERS,
     "smtp_in.stale_map": ("address_map",),
