@@ -20,7 +20,7 @@ import ansible.module_utils
 import yaml
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import action_loader
 from ansible.utils.display import Display
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
@@ -28,7 +28,6 @@ ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path
 from ansible.module_utils.maillog.rules import RuleError, merge_providers, merge_rules  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-MODULE = "cloudwatch_maillog_info"
 OWN_RULES = "cabalmail_reason_rules"
 OWN_PROVIDERS = "cabalmail_providers"
 PROGRESS_FILE = "maillog.progress"
@@ -38,28 +37,22 @@ INTERVAL_SECONDS = 3.0
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(action_loader.get("own_python", class_only=True)):  # type: ignore[misc]
     """Run cloudwatch_maillog_info with rules, and say how far it is."""
 
-    _supports_check_mode = True
-
-    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run_module(self, task_vars: dict[str, Any]) -> dict[str, Any]:
         """Return the module's result; AnsibleActionFail when the inventory's additions are not of the right kind."""
-        outcome: dict[str, Any] = super().run(tmp, task_vars)
-        variables = task_vars or {}
         arguments = dict(self._task.args)
-        own_rules, own_providers = (self._addition(variables, name) for name in (OWN_RULES, OWN_PROVIDERS))
+        own_rules, own_providers = (self._addition(task_vars, name) for name in (OWN_RULES, OWN_PROVIDERS))
         for name, value in tables(own_rules, own_providers).items():
             arguments.setdefault(name, value)
         with Watch(arguments.get("work_dir")):
-            outcome.update(
-                self._execute_module(module_name=MODULE, module_args=arguments, task_vars=variables, tmp=tmp)
-            )
+            result: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=task_vars)
         # The rules are long, the same for every run, and in the repository.
-        invocation = outcome.get("invocation", {}).get("module_args", {})
+        invocation = result.get("invocation", {}).get("module_args", {})
         for name in ("reason_rules", "providers", "enhanced_codes"):
             invocation.pop(name, None)
-        return outcome
+        return result
 
     def _addition(self, variables: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         value = self._templar.template(variables.get(name) or [])

@@ -9,7 +9,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ansible.module_utils
 from ansible import constants as C
@@ -20,16 +20,10 @@ from ansible.plugins.connection import ConnectionBase
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
-try:
-    from ansible.module_utils.aws_support import OptionsError, explain, new_session, plugin_client
+if TYPE_CHECKING:
     from ansible.module_utils.ecs_exec.aws import Aws
-    from ansible.module_utils.ecs_exec.runner import Outcome, Plan, run
-    from ansible.module_utils.ecs_exec.targets import Target, TargetError, find
-    from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
-except ImportError as exc:
-    MISSING: str | None = (exc.name or "websockets").partition(".")[0]
-else:
-    MISSING = None
+    from ansible.module_utils.ecs_exec.runner import Outcome
+    from ansible.module_utils.ecs_exec.targets import Target
 
 DOCUMENTATION = r"""
 name: ecs_exec
@@ -175,8 +169,14 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         """Find the container; what rules it out is said here, before anything is tried."""
         if self._connected:
             return self
-        if MISSING is not None:
-            raise AnsibleError(missing_required_lib(MISSING))
+        # Ansible imports every connection plugin whenever it starts: boto3 is for the runs that connect.
+        try:
+            from ansible.module_utils.aws_support import OptionsError, explain, new_session, plugin_client
+            from ansible.module_utils.ecs_exec import runner  # noqa: F401 - _run needs it, and it needs websockets
+            from ansible.module_utils.ecs_exec.aws import Aws
+            from ansible.module_utils.ecs_exec.targets import TargetError, find
+        except ImportError as exc:
+            raise AnsibleError(missing_required_lib((exc.name or "boto3").partition(".")[0])) from None
         options = self.get_options()
         try:
             session = new_session(options)
@@ -244,6 +244,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         self._connect()
         if self._target is None or self._aws is None:
             raise AnsibleConnectionFailure("The connection to the container is closed.")
+        from ansible.module_utils.ecs_exec.runner import Plan, run
+        from ansible.module_utils.ecs_exec.wrapper import Program, WrapperError
+
         self._display.vvv(f"ECS EXEC {shlex.join(argv)}", host=self._target.task)
         program = Program(argv=argv, seconds=self.get_option("command_timeout"), has_stdin=bool(stdin))
         try:

@@ -145,6 +145,17 @@ def test_raw_script_and_command_run_ad_hoc(tasks: Tasks, tmp_path: Path) -> None
     assert shown.splitlines()[:2] == ["out", "42"]
 
 
+def test_a_module_of_ours_runs_by_the_playbooks_python_here_and_by_the_containers_own_there(tasks: Tasks) -> None:
+    """Where it lies on this machine, whatever interpreter is set; packed as any module over a connection."""
+    question = ("-m", "mail_dns_info", "-a", "control_domain=mail.example resolvers=127.0.0.1:9 deadline=1")
+    here = tasks("ansible", "localhost", "-c", "local", *question, "-e", "ansible_python_interpreter=/no/python")
+    assert here.returncode == 0, here.stdout + here.stderr
+    assert "status: complete" in here.stdout
+    there = tasks("ansible", "cabal_imap", *question)
+    # Whether the container has dnspython is its own business; that its Python was looked for is the proof.
+    assert "discovered_interpreter_python" in there.stdout, there.stdout + there.stderr
+
+
 PLAYBOOK = """
 - hosts: {group}
   gather_facts: false
