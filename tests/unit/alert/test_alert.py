@@ -218,6 +218,12 @@ def test_a_pager_whose_clock_is_a_little_ahead_is_heard() -> None:
     assert (start, end) == (NOW - timedelta(minutes=48), NOW)
 
 
+def test_a_window_never_ends_ahead_of_this_machines_clock() -> None:
+    """What has not happened yet would count as a quiet stretch."""
+    start, end = page.window(NOW, NOW - timedelta(hours=1), NOW + timedelta(seconds=30), None, 48)
+    assert (start, end) == (NOW - timedelta(hours=1), NOW)
+
+
 def test_section() -> None:
     chosen = choose(body(entry()))
     span = page.window(NOW, None, None, chosen.starts_at, 48)
