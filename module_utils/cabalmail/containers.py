@@ -9,24 +9,19 @@ container's clock skew; ages are taken within the container's own clock, so that
 
 from __future__ import annotations
 
-import re
 import stat
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..maillog.queued import Judge, Queue
 from .privacy import Masker
 from .probe import VERSION, Content, Probe, Process, from_base64, integer, lineage, parse, processes, text_of
 
 #: Name of the loop's script in the containers (docker/shared/reconfigure.sh).
 LOOP_SCRIPT = "reconfigure.sh"
-QUEUE_REASONS = 10
 
-_QUEUED = re.compile(r"^\s*(?P<id>[0-9A-Za-z]{8,20})[*X?-]?\s+(?:\d+|\(.*?\))\s+(?P<time>\w{3} \w{3} +\d+ \d\d:\d\d)")
-_QUEUE_REASON = re.compile(r"^\s+(?:\d+\s+)?\((?P<text>.+)\)?\s*$")
-_QUEUE_TOTAL = re.compile(r"Total requests: (\d+)")
 _DIRECTORY = 0o040000
 
 
@@ -34,7 +29,12 @@ _DIRECTORY = 0o040000
 
 
 def container_facts(
-    result: Mapping[str, Any], tier: str, probe: Probe | None, received: float | None, masker: Masker
+    result: Mapping[str, Any],
+    tier: str,
+    probe: Probe | None,
+    received: float | None,
+    masker: Masker,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """ContainerFacts of one task.
 
@@ -44,6 +44,7 @@ def container_facts(
         probe: its parsed output, None when there is none.
         received: our clock when the output had arrived, epoch seconds; None where unknown (no skew then).
         masker: for what may hold addresses (reasons in the queue).
+        judge: gives a reason in the queue its id; without one they have none.
     """
     facts: dict[str, Any] = {
         "tier": tier,
@@ -66,7 +67,7 @@ def container_facts(
     facts["files"] = _files(probe, skew or 0)
     facts["maps"], map_problems = _maps(probe)
     facts.update(_processes(probe, skew or 0))
-    facts["queue"] = _queue(probe, masker, skew or 0)
+    facts["queue"] = _queue(probe, masker, skew or 0, judge)
     facts["hosts_pin"] = text_of(probe, "pin", 0)
     facts.update(_storage(probe))
     facts.update(_people(probe, skew or 0))
@@ -244,49 +245,17 @@ def _loop(table: list[Process] | None) -> dict[str, Any]:
     }
 
 
-def _queue(probe: Probe, masker: Masker, skew: int) -> dict[str, Any] | None:
+def _queue(probe: Probe, masker: Masker, skew: int, judge: Judge | None) -> dict[str, Any] | None:
     content = probe.section("mailq", "-")
     if content is None or (content.status not in (0, None) and not content.data.strip()):
         return None
-    text = content.data.decode("utf-8", "replace")
-    clock = probe.clock
-    times, reasons, listed = [], Counter[str](), 0
-    for line in text.splitlines():
-        queued = _QUEUED.match(line)
-        if queued:
-            listed += 1
-            at = _queue_time(queued["time"], clock)
-            if at is not None:
-                times.append(at)
-            continue
-        reason = _QUEUE_REASON.match(line)
-        if reason:
-            reasons[masker.text(reason["text"].rstrip(")"))] += 1
-    total = _QUEUE_TOTAL.findall(text)
-    empty = "is empty" in text and not total
-    complete = content.good and (empty or bool(total))
+    queue = Queue(content.data.decode("utf-8", "replace"), probe.clock)
     return {
-        # mailq of several queue groups prints several totals; the list is what is left when it was cut before them.
-        "messages": sum(map(int, total)) if total else 0 if empty else listed if listed else None,
-        "complete": complete,
-        "oldest": rfc3339(min(times) - skew) if times else None,
-        "reasons": [{"text": text, "count": count} for text, count in reasons.most_common(QUEUE_REASONS)],
+        "messages": queue.messages,
+        "complete": content.good and queue.complete,
+        "oldest": None if queue.oldest is None else rfc3339(queue.oldest - skew),
+        **queue.reasons(judge, masker.text),
     }
-
-
-def _queue_time(text: str, clock: int | None) -> int | None:
-    """``Tue Nov 24 21:00`` (no year, the container's time, which is UTC) as epoch seconds."""
-    if clock is None:
-        return None
-    now = datetime.fromtimestamp(clock, UTC)
-    for year in (now.year, now.year - 1):
-        try:
-            at = datetime.strptime(f"{year} {text.split(' ', 1)[1]}", "%Y %b %d %H:%M").replace(tzinfo=UTC)
-        except ValueError:
-            continue
-        if at <= now + timedelta(days=1):
-            return int(at.timestamp())
-    return None
 
 
 def _storage(probe: Probe) -> dict[str, Any]:
@@ -399,6 +368,7 @@ def containers_section(
     tiers: Mapping[str, str],
     masker: Masker,
     known_tasks: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """The section ``containers`` of the fact ``triage``.
 
@@ -407,13 +377,14 @@ def containers_section(
         tiers: tier by name of its ECS service.
         masker: masks what may hold an address.
         known_tasks: tier to its running tasks as ECS lists them: one without a result is unreachable.
+        judge: gives a reason in a queue its id.
     """
     tasks = []
     for result in results:
         tier = tiers.get(str(result.get("service") or "")) or str(result.get("container") or "")
         raw, received = _output(result)
         probe = parse(raw) if raw else None
-        tasks.append(container_facts(result, tier, probe, received, masker))
+        tasks.append(container_facts(result, tier, probe, received, masker, judge))
     probed = {entry["task"] for entry in tasks}
     for tier, running in (known_tasks or {}).items():
         for task in running:

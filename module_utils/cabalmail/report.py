@@ -16,6 +16,7 @@ from typing import Any
 
 from .alert import DEFERRED
 from .inert import inert
+from .signals import coverage_signals
 
 Facts = Mapping[str, Any]
 
@@ -104,7 +105,7 @@ def unchecked(triage: Facts) -> list[str]:
     for name, title in STEPS.items():
         part = triage.get(name) or {}
         if name == "tiers":
-            said += _blind_spots(part)
+            said += _blind_spots(triage)
         if part.get("status") != "complete":
             reasons = [str(reason) for reason in part.get("reasons") or []] or [str(part.get("status"))]
             said += [f"{title}: {reason}" for reason in reasons]
@@ -116,8 +117,8 @@ def skipped(triage: Facts) -> list[str]:
     return [title for name, title in STEPS.items() if (triage.get(name) or {}).get("reasons") == ["skipped"]]
 
 
-def _blind_spots(tiers: Facts) -> list[str]:
-    blind = [tier for tier, log in (tiers.get("by_tier") or {}).items() if (log.get("coverage") or {}).get("blind")]
+def _blind_spots(triage: Facts) -> list[str]:
+    blind = [row.tier for row in tier_rows(triage) if row.coverage == "blind"]
     why = "does not log deliveries at its LogLevel: its counts are unknown, not zero"
     return [f"{STEPS['tiers']}: {tier} {why}" for tier in blind]
 
@@ -159,12 +160,15 @@ def tier_columns(triage: Facts, short: bool = False) -> list[str]:
 def tier_rows(triage: Facts) -> list[TierRow]:
     """The table of tiers. A tier that is blind or unread has no numbers: what was not seen is not zero."""
     deferred = about_deferrals(triage)
-    return [_tier_row(tier, log, deferred) for tier, log in (triage["tiers"].get("by_tier") or {}).items()]
+    blind = {row["tier"] for row in coverage_signals(triage, triage["tiers"].get("by_tier") or {})["blind_tiers"]}
+    return [
+        _tier_row(tier, log, deferred, tier in blind) for tier, log in (triage["tiers"].get("by_tier") or {}).items()
+    ]
 
 
-def _tier_row(tier: str, log: Facts, deferred: bool) -> TierRow:
+def _tier_row(tier: str, log: Facts, deferred: bool, blind: bool) -> TierRow:
     coverage = log.get("coverage") or {}
-    status = "blind" if coverage.get("blind") else str(coverage.get("status", "unavailable"))
+    status = "blind" if blind or coverage.get("blind") else str(coverage.get("status", "unavailable"))
     if status in ("blind", "unavailable"):
         return TierRow(tier, None, None, None, None, None, None, None, status)
     bounces, deliveries, deferrals = (log.get(name) or {} for name in ("bounces", "deliveries", "deferrals"))

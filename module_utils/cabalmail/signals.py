@@ -259,17 +259,7 @@ def milter_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
 
 def queue_signals(triage: Facts, options: Facts) -> dict[str, Any]:
     """sendmail's queues by tier. The tasks of a tier share one, so it is taken from one of them and never added up."""
-    by_tier: dict[str, Mapping[str, Any]] = {}
-    for row in section(triage, "containers").get("tasks") or []:
-        queue = row.get("queue") or {}
-        if queue.get("messages") is not None:
-            known = by_tier.get(row["tier"])
-            # What one task read whole beats what another read in part.
-            if known is None or (bool(queue.get("complete")), queue["messages"]) > (
-                bool(known.get("complete")),
-                known["messages"],
-            ):
-                by_tier[row["tier"]] = queue
+    by_tier = queues_by_tier(triage)
     if not by_tier:
         return {"messages": None, "deep": None}
     limit = options.get("queue_messages", 50)
@@ -282,11 +272,27 @@ def queue_signals(triage: Facts, options: Facts) -> dict[str, Any]:
                 "oldest": queue.get("oldest"),
                 "complete": bool(queue.get("complete")),
                 "reasons": (queue.get("reasons") or [])[:3],
+                "why": (queue.get("why") or [])[:4],
             }
             for tier, queue in sorted(by_tier.items(), key=lambda item: (-item[1]["messages"], item[0]))
             if queue["messages"] >= limit
         ],
     }
+
+
+def queues_by_tier(triage: Facts) -> dict[str, Facts]:
+    """A queue a tier: what one task read whole beats what another read in part."""
+    by_tier: dict[str, Facts] = {}
+    for row in section(triage, "containers").get("tasks") or []:
+        queue = row.get("queue") or {}
+        if queue.get("messages") is not None:
+            known = by_tier.get(row["tier"])
+            if known is None or (bool(queue.get("complete")), queue["messages"]) > (
+                bool(known.get("complete")),
+                known["messages"],
+            ):
+                by_tier[row["tier"]] = queue
+    return by_tier
 
 
 def reason_counts(rows: Iterable[Mapping[str, Any]], fault: str | None = None) -> Counter[str]:
@@ -602,7 +608,7 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
     sight = {
         tier: is_blind(log, levels.get(tier), needed) for tier, log in tiers.items() if usable(log.get("coverage"))
     }
-    blind = [{"tier": tier, "log_level": levels.get(tier)} for tier in sorted(sight) if sight[tier]]
+    blind = [blind_tier(triage, tier, levels.get(tier)) for tier in sorted(sight) if sight[tier]]
     unproven = sorted(tier for tier, value in sight.items() if value is None)
     partial = sorted(tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "partial")
     logs = section(triage, "tiers")
@@ -626,6 +632,20 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
         "logs_unavailable": not usable(logs) and not any(usable(log.get("coverage")) for log in tiers.values()),
         "unread": sum((log.get("coverage") or {}).get("unread_lines") or 0 for log in tiers.values()),
         "complete": not unreadable and not blind and not partial and not unproven and usable(logs),
+    }
+
+
+def blind_tier(triage: Facts, tier: str, level: int | None) -> dict[str, Any]:
+    """What is left to see of a tier that logs no delivery: what opendkim signed, and what mailq says of its queue."""
+    log = (section(triage, "tiers").get("by_tier") or {}).get(tier) or {}
+    signed = [(task.get("opendkim") or {}).get("signed") or {} for task in (log.get("tasks") or {}).values()]
+    queue = queues_by_tier(triage).get(tier) or {}
+    return {
+        "tier": tier,
+        "log_level": level,
+        "signed": sum(count for domains in signed for count in domains.values()),
+        "queued": queue.get("messages"),
+        "why": queue.get("why") or [],
     }
 
 

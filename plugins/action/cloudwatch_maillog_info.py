@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ansible.module_utils
-import yaml
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.loader import action_loader
@@ -25,16 +24,14 @@ from ansible.utils.display import Display
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
-from ansible.module_utils.maillog.rules import RuleError, merge_providers, merge_rules  # noqa: E402
+from ansible.module_utils.maillog.rules import RuleError  # noqa: E402
+from ansible.module_utils.maillog.shipped import tables  # noqa: E402
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 OWN_RULES = "cabalmail_reason_rules"
 OWN_PROVIDERS = "cabalmail_providers"
 PROGRESS_FILE = "maillog.progress"
 # A reading that is over sooner needs no words.
 INTERVAL_SECONDS = 3.0
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ActionModule(action_loader.get("own_python", class_only=True)):  # type: ignore[misc]
@@ -44,8 +41,11 @@ class ActionModule(action_loader.get("own_python", class_only=True)):  # type: i
         """Return the module's result; AnsibleActionFail when the inventory's additions are not of the right kind."""
         arguments = dict(self._task.args)
         own_rules, own_providers = (self._addition(task_vars, name) for name in (OWN_RULES, OWN_PROVIDERS))
-        for name, value in tables(own_rules, own_providers).items():
-            arguments.setdefault(name, value)
+        try:
+            for name, value in tables(own_rules, own_providers).items():
+                arguments.setdefault(name, value)
+        except RuleError as error:
+            raise AnsibleActionFail(str(error)) from None
         with Watch(arguments.get("work_dir")):
             result: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=task_vars)
         # The rules are long, the same for every run, and in the repository.
@@ -91,29 +91,3 @@ class Watch:
             except (OSError, ValueError, KeyError, TypeError):
                 # Nothing was noted yet; the next look is in a few seconds.
                 continue
-
-
-def load(name: str) -> dict[str, Any]:
-    """A data file of the project: YAML, or JSON, which is YAML as well."""
-    with (DATA / name).open(encoding="utf-8") as stream:
-        loaded = yaml.load(stream, Loader=_LOADER)  # noqa: S506 - a safe loader, the C one where there is one
-    return dict(loaded)
-
-
-def tables(own_rules: list[dict[str, Any]], own_providers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The module's three tables, the inventory's entries first; AnsibleActionFail says which entry is wrong."""
-    rules, providers = load("reasons.yml"), load("providers.yml")
-    try:
-        if own_providers:
-            providers = merge_providers(providers, own_providers, load("schema/providers-1.json"))
-        if own_rules:
-            rules = merge_rules(rules, own_rules, load("schema/reasons-1.json"), providers)
-    except RuleError as error:
-        raise AnsibleActionFail(str(error)) from None
-    # The examples are for whoever checks the rules; the module does without.
-    slim = [{name: value for name, value in rule.items() if name != "examples"} for rule in rules["rules"]]
-    return {
-        "reason_rules": {**rules, "rules": slim},
-        "providers": providers,
-        "enhanced_codes": load("enhanced_codes.yml"),
-    }

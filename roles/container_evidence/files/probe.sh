@@ -203,7 +203,7 @@ storage
 memory
 people
 clock
-have mailq && section mailq - limit 10 mailq
+have mailq && section mailq - limit 10 mailq -v
 maps
 clock
 say "cabalmail-probe end"

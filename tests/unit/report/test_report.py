@@ -92,6 +92,19 @@ def test_a_tier_that_was_not_seen_has_no_numbers(coverage: dict[str, Any]) -> No
     assert row.count("?") == 7
 
 
+def test_a_tier_whose_container_says_level_2_has_no_numbers() -> None:
+    """Nothing passed, so the log alone shows nothing; 0 would be a false all-clear."""
+    fact = triage()
+    fact["tiers"]["by_tier"] = {"smtp-out": tier_log("smtp-out", blind=None)}
+    fact["containers"] = {"status": "complete", "reasons": [], "tasks": [], "unreachable": []}
+    fact["containers"]["tasks"] = [{"tier": "smtp-out", "task": "c" * 32, "log_level": 2}]
+    [row] = report.tier_rows(fact)
+    assert (row.coverage, row.lines, row.sent) == ("blind", None, None)
+    assert any("smtp-out does not log deliveries" in said for said in report.unchecked(fact))
+    fact["containers"]["tasks"][0]["log_level"] = 9
+    assert report.tier_rows(fact)[0].lines == 0
+
+
 def test_what_could_not_be_checked_is_said() -> None:
     fact = triage(
         finding(),

@@ -255,7 +255,9 @@ def milter_down(triage: Triage) -> None:
     triage["tiers"]["by_tier"]["smtp-in"]["rejects"] = [
         {"reason": "local_error", "code": "none", "text": "Milter (opendkim): to error state", "lines": 12}
     ]
-    triage["containers"]["tasks"][1]["opendkim_running"] = False
+    for row in triage["containers"]["tasks"]:
+        if row["tier"] == "smtp-in":
+            row["opendkim_running"] = False
 
 
 def deep_queue(triage: Triage) -> None:
@@ -805,3 +807,17 @@ def test_during_a_deployment_nobody_is_told_to_start_another(triage: Triage, tab
     actions = judged(triage, table, options)["smtp_in.stale_map"]["next_actions"]
     assert "in progress" in actions[0]["text"]
     assert not [action for action in actions if action["command"]]
+
+
+def test_a_blind_tier_shows_what_is_left_to_see(triage: Triage, table: list[Any], options: Triage) -> None:
+    blind(triage)
+    tier = judged(triage, table, options)["coverage.blind_tier"]["tier"]
+    assert "mailq was not read" in judged(triage, table, options)["coverage.blind_tier"]["found"]
+    triage["tiers"]["by_tier"][tier]["tasks"] = {"c" * 32: {"opendkim": {"signed": {"a.example": 30, "b.example": 12}}}}
+    why = [{"reason": "rate_limited", "fault": "us", "messages": 3}]
+    for row in triage["containers"]["tasks"]:
+        if row["tier"] == tier:
+            row["queue"] = {"messages": 4, "complete": True, "oldest": None, "reasons": [], "why": why}
+    found = judged(triage, table, options)["coverage.blind_tier"]["found"]
+    assert "opendkim signed 42 messages" in found
+    assert "4 messages wait in its queue; why, as far as mailq says: rate_limited 3" in found
