@@ -9,8 +9,10 @@ module: mail_dns_info
 short_description: Check what DNS says about sending domains and outbound addresses
 description:
   - For each sending domain SPF (evaluated for each outbound address as RFC 7208 says), the DKIM key of a selector,
-    the DMARC record (its own or the organisational domain's) and MX. For each outbound address the PTR record and
-    whether its name leads back.
+    the DMARC record (its own or the organisational domain's), MX, MTA-STS and TLS-RPT. For each outbound address the
+    PTR record, whether its name leads back, and whether the name in HELO resolves.
+  - Which lists of senders (DNSBL) the addresses and mail domains are on. A list that refuses to answer, is dead or
+    answers what it does not document says nothing, neither listed nor not listed.
   - What DNS did not say (server failure, refusal, silence, an answer that cannot be read) is C(unavailable), never
     C(missing). Every answer is returned with its question, the resolver and the time.
 author: The cabalmail-runbooks authors
@@ -37,6 +39,72 @@ options:
   helo:
     description: The name that the outbound tier gives in HELO; by default C(smtp-out.) and the control domain.
     type: str
+  mail_domains:
+    description:
+      - The deployment's mail domains (apexes). They and the control domain are looked up in the lists of domains.
+      - DMARC reports should go to O(dmarc_inbox) below one of them.
+    type: list
+    elements: str
+    default: []
+  dmarc_inbox:
+    description: The address that DMARC reports should go to, up to the mail domain.
+    type: str
+    default: dmarc-reports@mail-admin
+  blocklists:
+    description: Lists of senders to ask, as in C(data/blocklists.yml).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The list's name.
+        type: str
+        required: true
+      zone:
+        description: Its DNS zone.
+        type: str
+        required: true
+      kind:
+        description: Whether it lists addresses or domains.
+        type: str
+        required: true
+        choices: [ip, domain]
+      families:
+        description: The IP versions that it lists.
+        type: list
+        elements: int
+        choices: [4, 6]
+        default: [4]
+      weight:
+        description: How much a listing costs.
+        type: str
+        required: true
+        choices: [high, medium, low]
+      meaning:
+        description: What it lists.
+        type: str
+        required: true
+      codes:
+        description: The answers that are listings, and what each means.
+        type: dict
+        required: true
+      bits:
+        description: Whether the last numbers of the codes are bits that add up.
+        type: bool
+        default: false
+      refused:
+        description: Its own answers for "you may not ask"; 127.255.255.0/24 means that on every list.
+        type: list
+        elements: str
+        default: []
+      test:
+        description: The entry that it always has; by default 127.0.0.2, or C(test) for a list of domains.
+        type: str
+        default: ""
+      delist:
+        description: The page on which removal is asked for.
+        type: str
+        required: true
   resolvers:
     description:
       - Resolvers to ask, each an IP address or an IP address and a port.
@@ -100,8 +168,9 @@ mail_dns:
   type: dict
   contains:
     domains:
-      description: For each domain C(spf), C(dkim), C(dmarc) and C(mx), each with C(status) (C(ok), C(missing),
-        C(invalid), C(fail), C(unavailable)), the record, C(problem) and C(differs).
+      description: For each domain C(spf), C(dkim), C(dmarc), C(mx), C(mta_sts) and C(tls_rpt), each with C(status)
+        (C(ok), C(missing), C(invalid), C(fail), C(unavailable)), the record, C(problem), C(differs) (from what the
+        deployment publishes), C(publish) (that record in full) and C(queries) (the questions that it rests on).
       type: list
       elements: dict
       returned: always
@@ -109,6 +178,11 @@ mail_dns:
       description: For each outbound address C(ptr), C(fcrdns) (true, false or null for unknown) and C(helo).
       type: list
       elements: dict
+      returned: always
+    blocklists:
+      description: C(lists) with the state of each, and C(results), for each list and each address or domain C(status)
+        (C(listed), C(not_listed), C(unavailable)), C(codes), C(meanings), what the list C(says), and C(queries).
+      type: dict
       returned: always
     queries:
       description: Each question with its answer, the resolver and the time.
@@ -129,6 +203,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 try:
+    from ansible.module_utils.mail_dns.blocklist import Blocklist
     from ansible.module_utils.mail_dns.check import Request, run
     from ansible.module_utils.mail_dns.resolve import parse_server, system_servers
 except ImportError:
@@ -136,17 +211,44 @@ except ImportError:
 else:
     IMPORT_ERROR = None
 
+BLOCKLIST_SPEC: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "zone": {"type": "str", "required": True},
+    "kind": {"type": "str", "required": True, "choices": ["ip", "domain"]},
+    "families": {"type": "list", "elements": "int", "choices": [4, 6], "default": [4]},
+    "weight": {"type": "str", "required": True, "choices": ["high", "medium", "low"]},
+    "meaning": {"type": "str", "required": True},
+    "codes": {"type": "dict", "required": True},
+    "bits": {"type": "bool", "default": False},
+    "refused": {"type": "list", "elements": "str", "default": []},
+    "test": {"type": "str", "default": ""},
+    "delist": {"type": "str", "required": True},
+}
 ARGUMENT_SPEC: dict[str, Any] = {
     "domains": {"type": "list", "elements": "str", "default": []},
     "addresses": {"type": "list", "elements": "str", "default": []},
     "control_domain": {"type": "str", "required": True},
     "selector": {"type": "str", "default": "cabal"},
     "helo": {"type": "str"},
+    "mail_domains": {"type": "list", "elements": "str", "default": []},
+    "dmarc_inbox": {"type": "str", "default": "dmarc-reports@mail-admin"},
+    "blocklists": {"type": "list", "elements": "dict", "default": [], "options": BLOCKLIST_SPEC},
     "resolvers": {"type": "list", "elements": "str", "default": []},
     "timeout": {"type": "float", "default": 2},
     "tries": {"type": "int", "default": 2},
     "deadline": {"type": "float", "default": 10},
 }
+
+
+def blocklist_of(row: dict[str, Any]) -> Blocklist:
+    """A row of the option blocklists; raises ValueError with one sentence."""
+    entry = Blocklist(**{**row, "zone": row["zone"].rstrip(".").lower()})
+    for code in [*entry.codes, *entry.refused, *([entry.test_entry] if entry.kind == "ip" else [])]:
+        try:
+            ipaddress.ip_address(code)
+        except ValueError:
+            raise ValueError(f"The option blocklists: '{code}' of {entry.name} is no IP address.") from None
+    return entry
 
 
 def request_of(params: dict[str, Any]) -> Request:
@@ -165,6 +267,9 @@ def request_of(params: dict[str, Any]) -> Request:
         control_domain=params["control_domain"],
         selector=params["selector"],
         helo=params["helo"] or "",
+        mail_domains=params["mail_domains"],
+        dmarc_inbox=params["dmarc_inbox"],
+        blocklists=[blocklist_of(row) for row in params["blocklists"]],
         servers=[parse_server(text) for text in params["resolvers"]] or system_servers(),
         timeout=params["timeout"],
         tries=params["tries"],

@@ -9,8 +9,10 @@ It answers for the whole name space: a name that nobody published does not exist
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import struct
 from collections import defaultdict
+from pathlib import Path
 from typing import cast
 
 import dns.exception
@@ -23,6 +25,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.reversename
 import dns.rrset
+import yaml
 
 from .model import NAMESPACE, DnsRecord, Scenario
 
@@ -37,6 +40,7 @@ DKIM_KEY = (
     "dy/Yi7QtHCkVZJj7/ZHGiR3r5H77oCvlFcp+Yiv4W8kIp3yfLmlZx7z9T66AfMOIkDNQvJ0j8dPLvuozb/fTnQIDAQAB"
 )
 
+BLOCKLISTS = Path(__file__).parents[1] / "data" / "blocklists.yml"
 _TYPES = ("A", "AAAA", "MX", "TXT", "CNAME", "PTR", "NS")
 _RCODES = {"servfail": dns.rcode.SERVFAIL, "refused": dns.rcode.REFUSED, "nxdomain": dns.rcode.NXDOMAIN}
 _MAX_CHAIN = 8
@@ -69,10 +73,24 @@ def published(scenario: Scenario) -> Records:
     for apex in apexes:
         records[apex + ".", "NS"] = [f"ns.{control}"]
     records[control, "NS"] = [f"ns.{control}"]
+    records |= _test_entries()
     for name, addresses in scenario.discovery.items():
         if addresses:
             records[f"{name}.{NAMESPACE}.", "A"] = list(addresses)
     return dict(records)
+
+
+def _test_entries() -> Records:
+    """The entries that blocklists have for tests (RFC 5782), so that they are alive here and list nobody else."""
+    entries = {}
+    for row in yaml.safe_load(BLOCKLISTS.read_text(encoding="utf-8"))["blocklists"]:
+        name = row.get("test", "127.0.0.2" if row["kind"] == "ip" else "test")
+        if row["kind"] == "ip":
+            address = ipaddress.ip_address(name)
+            parts = name.split(".") if address.version == 4 else list(f"{int(address):032x}")
+            name = ".".join(reversed(parts))
+        entries[f"{name}.{row['zone']}.", "A"] = [next(iter(row["codes"]))]
+    return entries
 
 
 def _address_domains(scenario: Scenario) -> list[str]:

@@ -22,6 +22,7 @@ TIER = "smtp-out"
 ADDRESSES_FILE = "addresses.jsonl"
 TOP = 20
 
+BLOCKLISTS_BLANK: dict[str, Any] = {"lists": [], "results": []}
 CONCENTRATION_BLANK: dict[str, Any] = {
     "top_provider": None,
     "share_of_bounces": None,
@@ -53,7 +54,7 @@ def sending_domains(triage: Facts, control_domain: str, limit: int) -> list[str]
     seen = [str(row.get("domain") or "") for row in _section(log, "bounces").get("sender_domains") or []]
     signing = opendkim(triage)
     seen += [*signing["no_match"], *signing["signed"]]
-    apexes = _section(_section(triage, "environment"), "addresses").get("domains") or []
+    apexes = mail_domains(triage)
     control = control_domain.rstrip(".").lower()
     ours = [
         name
@@ -61,6 +62,11 @@ def sending_domains(triage: Facts, control_domain: str, limit: int) -> list[str]
         if name and not _below(name, [control]) and (not apexes or _below(name, apexes))
     ]
     return [control, *ours][:limit]
+
+
+def mail_domains(triage: Facts) -> list[str]:
+    """The deployment's mail domains (apexes), by the table of addresses."""
+    return [str(name) for name in _section(_section(triage, "environment"), "addresses").get("domains") or []]
 
 
 def _below(name: str, apexes: Iterable[str]) -> bool:
@@ -100,6 +106,7 @@ def deliverability(
     """
     checked = dns or {"status": "unavailable", "reasons": ["DNS: not asked."], "domains": [], "addresses": []}
     parts = {
+        "blocklists": checked.get("blocklists") or _unavailable(BLOCKLISTS_BLANK, "Blocklists: not asked."),
         "concentration": concentration(triage, small_sample),
         "opendkim": opendkim(triage),
         "dmarc": dmarc(triage),

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .alert import DEFERRED, SUPPORTED
+from .sending import sending_signals
 
 Facts = Mapping[str, Any]
 
@@ -38,6 +39,7 @@ def build_signals(triage: Facts, options: Facts) -> dict[str, Any]:
     """
     tiers = section(triage, "tiers").get("by_tier") or {}
     bounces, deferrals = bounce_signals(triage, tiers, options), deferral_signals(triage, tiers, options)
+    out = outgoing_signals(tiers.get("smtp-out"), options)
     return {
         "options": dict(options),
         "names": names(triage, options),
@@ -47,8 +49,8 @@ def build_signals(triage: Facts, options: Facts) -> dict[str, Any]:
         "deferrals": deferrals,
         "milter": milter_signals(triage, tiers),
         "queues": queue_signals(triage, options),
-        "out": outgoing_signals(tiers.get("smtp-out"), options),
-        "dns": dns_signals(section(triage, "deliverability")),
+        "out": out,
+        **sending_signals(section(triage, "deliverability"), out, options),
         "own": own_host_signals(tiers),
         "maps": map_signals(triage),
         "loops": loop_signals(triage),
@@ -316,6 +318,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "refusing",
             "top_provider",
             "top_share",
+            "top_form",
             "refusing_providers",
             "others_accept",
             "reasons",
@@ -330,7 +333,10 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "tls_required",
             "rejecting_authentication",
             "bad_domains",
-            "senders",
+            "by_sender_domain",
+            "bad_sender",
+            "bad_sender_share",
+            "bad_senders",
             "minimum",
         )
     )
@@ -358,6 +364,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "refusing_providers": len(refusing),
         "top_provider": top,
         "top_share": refusing[top] / refused if top else 0.0,
+        "top_form": (options.get("postmasters") or {}).get(top),
         "top_refused": refusing[top] if top else 0,
         "top_attempts": at_top.get("attempts"),
         # Everybody writes to the large providers: a block shows in what share of its own mail a provider refuses.
@@ -374,8 +381,22 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
-        "senders": (log["bounces"].get("senders") or [])[:3],
+        "by_sender_domain": {
+            row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
+        },
+        **bad_sender_signals(log["bounces"].get("senders") or []),
         "minimum": options.get("minimum_recipients", 5),
+    }
+
+
+def bad_sender_signals(senders: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Who wrote to recipients that take no mail: one sender's list, or everybody's odd typing error?"""
+    counts = ranked({str(row["sender"]): total(row, RECIPIENT_REASONS) for row in senders})
+    whole = sum(count for _, count in counts)
+    return {
+        "bad_sender": counts[0][0] if counts else None,
+        "bad_sender_share": counts[0][1] / whole if counts else None,
+        "bad_senders": counts[:5],
     }
 
 
@@ -397,25 +418,6 @@ def accepted_elsewhere(log: Facts, at_top: Mapping[str, Any]) -> int | None:
     """Recipients that providers other than the top one accepted; None when the log does not tell."""
     sent = (log.get("deliveries") or {}).get("sent")
     return None if sent is None else max(0, int(sent) - int(at_top.get("sent") or 0))
-
-
-def dns_signals(deliverability: Facts) -> dict[str, Any]:
-    """Broken records of ours, by what DNS answered."""
-    if not usable(deliverability):
-        return {"broken": None, "unreadable": None}
-    broken: list[dict[str, str]] = []
-    unreadable: list[str] = []
-    domains = deliverability.get("domains") or []
-    for row in domains:
-        for kind in ("spf", "dkim", "dmarc"):
-            check = row.get(kind) or {}
-            status = check.get("status")
-            if status in ("fail", "missing", "invalid"):
-                problem = check.get("differs") or check.get("problem") or status
-                broken.append({"domain": row["domain"], "kind": kind, "problem": str(problem)})
-            elif status == "unavailable":
-                unreadable.append(f"{kind} of {row['domain']}")
-    return {"broken": broken, "unreadable": unreadable}
 
 
 def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:

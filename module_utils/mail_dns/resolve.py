@@ -175,6 +175,10 @@ class Resolver:
         """All answers so far, in the order of the questions."""
         return [task.result() for task in self._asked.values() if task.done() and not task.cancelled()]
 
+    def was_asked(self, name: str, rtype: str) -> bool:
+        """Whether this very question was put."""
+        return (name, rtype) in self._asked
+
     async def _once(self, name: str, rtype: str) -> Answer:
         if (name, rtype) not in self._asked:
             self._asked[name, rtype] = asyncio.ensure_future(self._tries(name, rtype))
@@ -196,6 +200,28 @@ class Resolver:
             if answer.known:
                 break
         return answer
+
+
+class Trace:
+    """Asks a resolver and remembers what was asked, so that a conclusion can name what it rests on."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        self._asked: dict[str, None] = {}
+
+    async def ask(self, name: str, rtype: str) -> Answer:
+        """As C(Resolver.ask)."""
+        answer = await self._resolver.ask(name, rtype)
+        self._asked[f"{answer.name} {rtype}"] = None
+        # Aliases that the server had followed by itself were no questions of ours.
+        self._asked.update(
+            {f"{alias} {rtype}": None for alias in answer.cnames if self._resolver.was_asked(alias, rtype)}
+        )
+        return answer
+
+    def queries(self) -> list[str]:
+        """The questions in the order in which they were answered."""
+        return list(self._asked)
 
 
 async def _exchange(query: dns.message.Message, server: Server, name: str, rtype: str, timeout: float) -> Answer:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..cabalmail.privacy import Masker
@@ -24,7 +25,7 @@ from .digests import DigestMap, DigestSet
 from .parser import Parser
 from .reasons import Attempt, Classifier, Reason
 from .records import Delivery, Notice, Other, Received, Record, Rejection, split_recipients
-from .taskslog import TaskLog
+from .taskslog import TaskLog, signature_of
 
 PEAK_MINUTES = 30
 DEFERRAL_PEAK_MINUTES = 10
@@ -195,8 +196,11 @@ class TierAggregator:
         self._senders: dict[str, int] = {}
         self._sender_keys: list[tuple[str, str]] = []
         self._relay_ids: dict[tuple[str | None, str | None], int] = {}
-        self._sender_recipients: Counter[int] = Counter()
-        self._awaited: Counter[int] = Counter()
+        self._sender_recipients: Counter[tuple[int, str]] = Counter()
+        self._awaited: dict[int, Counter[str]] = {}
+        # Signatures that name another domain than the sender's, and those whose sender no line has named yet.
+        self._foreign_signatures: Counter[tuple[str, str]] = Counter()
+        self._signed: dict[int, str] = {}
         # Bounces that the metric does not see.
         self._unseen: Counter[str] = Counter()
         self._unseen_pairs = DigestSet()
@@ -444,7 +448,7 @@ class TierAggregator:
             self._own_relays[relay or ""] += count
             self._own_reasons[reason.id] += count
             self._own_codes[code] += count
-        self._from_origin(message_digest, count)
+        self._from_origin(message_digest, reason.id, count)
         where = provider.name if provider else OWN_HOST if own else LOCAL
         self._count_reply(self._replies, text, reason, where, code, count)
         self._sample(reason, code, when, stream, message)
@@ -547,8 +551,10 @@ class TierAggregator:
         relay = self._relay_id((record.relay, record.relay_ip))
         if not self._origin.put(digest, sender << 16 | relay):
             return
-        if digest in self._awaited:
-            self._sender_recipients[sender] += self._awaited.pop(digest)
+        for reason, count in self._awaited.pop(digest, Counter[str]()).items():
+            self._sender_recipients[sender, reason] += count
+        if digest in self._signed:
+            self._compare_signature(sender, self._signed.pop(digest))
         if digest in self._unseen_awaited:
             self._unseen_from((record.relay, record.relay_ip), self._unseen_awaited.pop(digest))
 
@@ -579,12 +585,29 @@ class TierAggregator:
             found = self._relay_ids[relay] = len(self._relay_ids) + 1
         return found
 
-    def _from_origin(self, message: int, count: int) -> None:
+    def _from_origin(self, message: int, reason: str, count: int) -> None:
         origin = self._origin.get(message)
         if origin is None:
-            self._awaited[message] += count
+            self._awaited.setdefault(message, Counter())[reason] += count
         else:
-            self._sender_recipients[origin >> 16] += count
+            self._sender_recipients[origin >> 16, reason] += count
+
+    def _signature(self, text: str) -> None:
+        """A line of opendkim: does the domain that it signed for belong to the message's sender?"""
+        signed = signature_of(text)
+        if signed is None:
+            return
+        digest = hash(signed[0])
+        origin = self._origin.get(digest)
+        if origin is not None:
+            self._compare_signature(origin >> 16, signed[1])
+        elif len(self._signed) < _MAX_KEYS:
+            self._signed[digest] = signed[1]
+
+    def _compare_signature(self, sender: int, domain: str) -> None:
+        sender_domain = self._sender_keys[sender][1]
+        if sender_domain != domain and "." in sender_domain and len(self._foreign_signatures) < _MAX_KEYS:
+            self._foreign_signatures[sender_domain, domain] += 1
 
     def _other(self, record: Record, when: int, task: TaskLog, stream: str, event_id: str, message: str) -> None:
         if isinstance(record, Other):
@@ -592,6 +615,8 @@ class TierAggregator:
                 self._kinds["cut"] += 1
             else:
                 task.add(record, when, event_id)
+                if record.kind == "opendkim":
+                    self._signature(record.text)
         elif isinstance(record, Notice):
             self._notice(record, when)
         elif isinstance(record, Rejection):
@@ -726,6 +751,10 @@ class TierAggregator:
                 {"minute": format_rfc3339(minute * 60_000), **dict(zip(_MINUTE_FIELDS, counts, strict=True))}
                 for minute, counts in sorted(self._minutes.items())
             ],
+            "foreign_signatures": [
+                {"sender_domain": sender, "signed_by": domain, "messages": count}
+                for (sender, domain), count in _top(self._foreign_signatures)
+            ],
             "tasks": {task: log.facts(self._masker) for task, log in sorted(self._tasks.items())},
         }
 
@@ -742,7 +771,7 @@ class TierAggregator:
             self._mark(when)
             self._tally(self._reasons, judged.reason, digest, 0, 1)
             self._domains[LOCAL if self._inner else "(not logged)"] += 1
-            self._from_origin(digest, 1)
+            self._from_origin(digest, judged.reason.id, 1)
             self._count_reply(self._replies, judged.text, judged.reason, LOCAL, "none", 1)
         self._noticed.clear()
 
@@ -896,12 +925,7 @@ class TierAggregator:
                 for domain, count in _top(self._domains)
             ],
             "sender_domains": self._sender_domains(),
-            "senders": [
-                {"sender": self._masked_sender(sender), "recipients": count}
-                for sender, count in _top(
-                    Counter({self._sender_keys[number][0]: n for number, n in self._sender_recipients.items()})
-                )
-            ],
+            "senders": self._sender_rows(),
             "relays": [
                 {"relay": relay, "ip": address, "recipients": count} for (relay, address), count in _top(self._relays)
             ],
@@ -932,13 +956,29 @@ class TierAggregator:
         ]
         return sorted(rows, key=lambda row: (-int(str(row["recipients"])), str(row["reason"]), str(row["fault"])))
 
+    def _sender_rows(self) -> list[dict[str, Any]]:
+        senders: Counter[str] = Counter()
+        reasons: dict[str, Counter[str]] = {}
+        for (number, reason), count in self._sender_recipients.items():
+            name = self._sender_keys[number][0]
+            senders[name] += count
+            reasons.setdefault(name, Counter())[reason] += count
+        return [
+            {"sender": self._masked_sender(name), "recipients": count, "reasons": dict(_top(reasons[name]))}
+            for name, count in _top(senders)
+        ]
+
     def _sender_domains(self) -> list[dict[str, Any]]:
         domains: Counter[str] = Counter()
-        for number, count in self._sender_recipients.items():
-            domains[self._sender_keys[number][1]] += count
-        if self._awaited:
-            domains["(not logged)"] += sum(self._awaited.values())
-        return [{"domain": domain, "recipients": count} for domain, count in _top(domains)]
+        reasons: dict[str, Counter[str]] = {}
+        known = ((self._sender_keys[number][1], reason, n) for (number, reason), n in self._sender_recipients.items())
+        unknown = (("(not logged)", reason, n) for counts in self._awaited.values() for reason, n in counts.items())
+        for name, reason, count in chain(known, unknown):
+            domains[name] += count
+            reasons.setdefault(name, Counter())[reason] += count
+        return [
+            {"domain": name, "recipients": count, "reasons": dict(_top(reasons[name]))} for name, count in _top(domains)
+        ]
 
     def _masked_sender(self, sender: str) -> str:
         if not sender:
@@ -1011,6 +1051,7 @@ def unavailable_tier(
         "expired": {"messages": None, "recipients": None, "causes": []},
         "apart": {"domain": None, **dict.fromkeys(("metric_lines", "sent", "deferred", "bounced"))},
         "timeline": [],
+        "foreign_signatures": None,
         "tasks": {},
     }  # fmt: skip
 

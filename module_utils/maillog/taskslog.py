@@ -34,7 +34,7 @@ _SUPERVISOR = re.compile(
     r"(?P<event>spawned|exited|gave up): (?:'(?P<quoted>[\w-]+)'|(?P<program>[\w-]+))"
     r"(?: \((?:exit status (?P<status>\d+)|terminated by (?P<signal>\w+)))?"
 )
-_SIGNED = re.compile(r"\w+: DKIM-Signature field added \(s=[^,)]*, d=(?P<domain>[^,)]+)\)")
+_SIGNED = re.compile(r"(?P<id>\w+): DKIM-Signature field added \(s=[^,)]*, d=(?P<domain>[^,)]+)\)")
 _NO_MATCH = re.compile(r"\w+: no signing table match for '[^']*@(?P<domain>[^'@]+)'")
 _KEY_ERROR = re.compile(r"signing table references unknown key|error loading key|can't load key")
 _PIN = re.compile(r"(?:heartbeat: \S+ pinned to |\S+ -> |resolve empty; keeping pin \()(?P<ip>[0-9a-fA-F.:]+)")
@@ -44,6 +44,12 @@ _ERROR = re.compile(
     r"Unable to locate credentials|makemap: |newaliases: |jq: error|Traceback \(most recent|Error: |error: |"
     r"(?:generate-config|reconfigure)\.sh: line \d+|ExpiredToken|Throttling|No space left on device|Permission denied"
 )
+
+
+def signature_of(text: str) -> tuple[str, str] | None:
+    """Queue id and domain of a line in which opendkim says that it signed; None for its other lines."""
+    match = _SIGNED.match(text)
+    return (match["id"], match["domain"].lower()) if match else None
 
 
 class TaskLog:

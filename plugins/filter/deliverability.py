@@ -16,6 +16,7 @@ ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path
 
 from ansible.module_utils.cabalmail.deliverability import (  # noqa: E402
     deliverability,
+    mail_domains,
     outbound_addresses,
     sending_domains,
     states_of_domains,
@@ -49,6 +50,7 @@ class FilterModule:
         """Names as used in the role."""
         return {
             "deliverability_domains": sending_domains,
+            "deliverability_mail_domains": mail_domains,
             "deliverability_addresses": outbound_addresses,
             "deliverability_evidence": deliverability_evidence,
         }

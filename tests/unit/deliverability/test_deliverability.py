@@ -100,6 +100,7 @@ def checked(status: str = "complete", spf: str = "ok") -> dict[str, Any]:
         "reasons": [] if status == "complete" else ["DNS was silent."],
         "domains": [{"domain": NEWS, **row, "spf": {"status": spf, "problem": f"{NEWS} has no SPF record"}}],
         "addresses": [{"ip": IP, "status": "ok", "fcrdns": True}],
+        "blocklists": {"status": "complete", "reasons": [], "lists": [], "results": []},
         "queries": [],
         "queries_total": 0,
     }

@@ -59,6 +59,59 @@ def authentication(triage: Triage) -> None:
     )
 
 
+def broken_record(kind: str) -> Callable[[Triage], None]:
+    def change(triage: Triage) -> None:
+        external(triage, "google", "authentication", 20)
+        log = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]
+        log["sender_domains"] = [{"domain": "s.example.com", "recipients": 20, "reasons": {"authentication": 20}}]
+        publish = {"name": "s.example.com", "type": "TXT", "value": "v=spf1 include:control.example ~all"}
+        triage["deliverability"]["domains"].append(
+            {"domain": "s.example.com", kind: {"status": "missing", "problem": "it has none", "publish": publish}}
+        )
+
+    return change
+
+
+def unsigned(triage: Triage) -> None:
+    external(triage, "google", "authentication", 20)
+    triage["deliverability"]["opendkim"]["running"] = {"c" * 32: False}
+
+
+def blocklisted(triage: Triage) -> None:
+    reputation(triage)
+    listing(triage, "high")
+
+
+def minor_listing(triage: Triage) -> None:
+    reputation(triage)
+    listing(triage, "low")
+
+
+def listing(triage: Triage, weight: str) -> None:
+    lists = triage["deliverability"]["blocklists"]
+    lists["lists"] = [
+        {
+            "name": "Some",
+            "zone": "bl.example",
+            "weight": weight,
+            "delist": "https://bl.example/remove",
+            "meaning": "spam",
+            "status": "usable",
+        }
+    ]
+    lists["results"] = [
+        {
+            "target": "198.51.100.125",
+            "kind": "ip",
+            "list": "Some",
+            "zone": "bl.example",
+            "status": "listed",
+            "meanings": ["spam"],
+            "says": None,
+        }
+    ]
+
+
 def reverse_dns(triage: Triage) -> None:
     external(triage, "google", "reverse_dns", 20)
 
@@ -271,6 +324,12 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "smtp_out.provider_block": provider_block,
     "smtp_out.reputation": reputation,
     "smtp_out.authentication": authentication,
+    "smtp_out.spf": broken_record("spf"),
+    "smtp_out.dkim": broken_record("dkim"),
+    "smtp_out.dmarc": broken_record("dmarc"),
+    "smtp_out.unsigned": unsigned,
+    "smtp_out.blocklisted": blocklisted,
+    "smtp_out.minor_listing": minor_listing,
     "smtp_out.reverse_dns": reverse_dns,
     "smtp_out.sender_rejected": sender_rejected,
     "smtp_out.tls_required": tls_required,
@@ -314,6 +373,12 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "smtp_out.provider_block": TIERS,
     "smtp_out.reputation": TIERS,
     "smtp_out.authentication": TIERS,
+    "smtp_out.spf": ("deliverability",),
+    "smtp_out.dkim": ("deliverability",),
+    "smtp_out.dmarc": ("deliverability",),
+    "smtp_out.unsigned": ("deliverability",),
+    "smtp_out.blocklisted": ("deliverability",),
+    "smtp_out.minor_listing": ("deliverability",),
     "smtp_out.reverse_dns": TIERS,
     "smtp_out.sender_rejected": TIERS,
     "smtp_out.tls_required": TIERS,
