@@ -333,6 +333,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "tls_required",
             "rejecting_authentication",
             "bad_domains",
+            "senders",
             "by_sender_domain",
             "bad_sender",
             "bad_sender_share",
@@ -381,6 +382,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
+        "senders": (log["bounces"].get("senders") or [])[:3],
         "by_sender_domain": {
             row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
         },
