@@ -9,9 +9,9 @@ module: cabalmail_environment_info
 short_description: Read the state of a Cabalmail environment on AWS
 description:
   - Reads in one call, side by side, all that mail triage asks of AWS besides logs and containers. That is the ECS
-    services with their deployments, events and tasks, the reconfigure queues, the dates of parameters and the
-    maintenance flag, the Cloud Map instances, the table of addresses, the outbound addresses and NAT, and the
-    DMARC reports of the last days.
+    services with their deployments, events and tasks, the reconfigure queues and their subscriptions, the dates of
+    parameters and the maintenance flag, the Cloud Map instances, the table of addresses, the outbound addresses and
+    NAT, and the DMARC reports of the last days.
   - Each part has its own status. What is denied, throttled, missing or silent makes that part C(unavailable) or
     C(partial) and leaves the others as they are.
   - Nothing is changed. Of Parameter Store only the maintenance flag's value is read; secrets never are.
@@ -99,6 +99,14 @@ options:
         type: list
         elements: str
         default: [imap, smtp-out]
+      address_topic:
+        description: SNS topic that tells the reconfigure queues of address changes.
+        type: str
+        default: cabal-address-changed
+      user_pool_variable:
+        description: Variable of the mail containers that holds the id of the Cognito user pool.
+        type: str
+        default: COGNITO_POOL_ID
   deadline:
     default: 20
 extends_documentation_fragment:
@@ -160,12 +168,32 @@ environment:
       type: dict
       returned: always
     queues:
-      description: By tier, the depths of the reconfigure queue.
+      description: By tier, the depths of the reconfigure queue, the age of its oldest message by CloudWatch's metric,
+        and whether it is subscribed to the topic of address changes.
       type: dict
       returned: always
     parameters:
       description: Dates of the heartbeat's parameter and the deployed image tags, and the maintenance flag.
       type: dict
+      returned: always
+    topic:
+      description: The queues that are subscribed to the topic of address changes.
+      type: dict
+      returned: always
+    metrics:
+      description: The ages of the queues' oldest messages, and the throttled reads of the table of addresses since
+        O(start).
+      type: dict
+      returned: always
+    users:
+      description: State in Cognito of at most 20 users whose mail imap refused as unknown, by
+        C(failed_recipients.jsonl) in O(work_dir).
+      type: dict
+      returned: always
+    changes:
+      description: What changed and when, over services, tasks, revisions and parameters, oldest first.
+      type: list
+      elements: dict
       returned: always
     discovery:
       description: By tier, the addresses that Cloud Map holds.
@@ -208,6 +236,8 @@ NAMES_SPEC: dict[str, Any] = {
     "address_name": {"type": "str", "default": "cabal-nat-eip-*"},
     "namespace": {"type": "str", "default": "cabal.internal"},
     "discovery_tiers": {"type": "list", "elements": "str", "default": ["imap", "smtp-out"]},
+    "address_topic": {"type": "str", "default": "cabal-address-changed"},
+    "user_pool_variable": {"type": "str", "default": "COGNITO_POOL_ID"},
 }
 TIER_SPEC: dict[str, Any] = {
     "tier": {"type": "str", "required": True},

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from .model import PIN_SENTINEL, Loop, TaskSpec
+from .tasks.container import maps
+from .tasks.rootfs import rows_of
 
 Line = tuple[datetime, str]
 
@@ -203,10 +205,9 @@ def _fails(writer: _Writer, moment: datetime) -> None:
 
 
 def _makemap_error(spec: TaskSpec) -> str:
-    rows = sorted(spec.addresses, key=lambda row: row.address)
-    number, row = next(((n, row) for n, row in enumerate(rows, 1) if not row.user), (1, None))
-    key = row.address if row else "unknown"
-    return f"makemap: /etc/mail/virtusertable: line {number}: no RHS for LHS {key}"
+    texts = maps.render(spec.tier, rows_of(spec.addresses, spec.maps.text_lacks, spec.maps.text_extra))
+    refused = maps.first_refusal(spec.tier, texts)
+    return refused[1] if refused else "makemap: error writing the database"
 
 
 def _pin(writer: _Writer, since: datetime, now: datetime) -> None:

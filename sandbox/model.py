@@ -200,6 +200,8 @@ class TierSpec:
     tasks: tuple[TaskEntry, ...]
     queue_visible: int = 0
     queue_not_visible: int = 0
+    queue_oldest_seconds: float | None = None
+    queue_subscribed: bool = True
 
     @property
     def log_group(self) -> str:
@@ -297,6 +299,7 @@ class Scenario:
     discovery: dict[str, tuple[str, ...]]
     maintenance_imap: str | None
     heartbeat_modified: datetime | None
+    throttled_reads: int
     network: Network
     dns: tuple[DnsRecord, ...]
     dmarc_reports: tuple[dict[str, str], ...]

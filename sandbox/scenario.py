@@ -133,6 +133,7 @@ class _Builder:
             discovery=self._discovery(tiers),
             maintenance_imap=self._maintenance(parameters.get("maintenance_imap")),
             heartbeat_modified=None if heartbeat is None else self._ago(days=heartbeat.get("modified_days_ago", 40)),
+            throttled_reads=self.raw.get("throttled_reads", 0),
             network=self._network(),
             dns=self._dns(),
             dmarc_reports=tuple(self._dmarc(n, report) for n, report in enumerate(raw.get("dmarc_reports", []))),
@@ -230,6 +231,8 @@ class _Builder:
             tasks=tasks,
             queue_visible=queue.get("visible", 0),
             queue_not_visible=queue.get("not_visible", 0),
+            queue_oldest_seconds=queue["oldest_minutes"] * 60 if "oldest_minutes" in queue else None,
+            queue_subscribed=queue.get("subscribed", True),
         )
 
     def _task(

@@ -9,7 +9,8 @@ can set back.
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from botocore.config import Config
@@ -60,6 +61,7 @@ class Seeder:
             self._tables,
             self._discovery,
             self._metric_filters,
+            self._metrics,
             self._exec_key,
         ):
             step()
@@ -74,8 +76,9 @@ class Seeder:
             attributes = {"VisibilityTimeout": "60", "MessageRetentionPeriod": "3600"}
             url = sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
             arn = f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{name}"
-            sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
             spec = self.scenario.tiers.get(tier)
+            if spec is None or spec.queue_subscribed:
+                sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
             if spec is not None:
                 self._messages(sqs, url, spec.queue_visible, spec.queue_not_visible)
 
@@ -225,6 +228,34 @@ class Seeder:
                         }
                     ],
                 )
+
+    # -- metrics that AWS's own services publish --------------------------------------------------------------------
+
+    def _metrics(self) -> None:
+        """The last ten minutes, a value a minute; a queue without messages and a table without throttling have none."""
+        for tier in self.scenario.tiers.values():
+            if tier.queue_oldest_seconds is not None:
+                name = f"cabal-reconfig-{tier.name}"
+                ages = [tier.queue_oldest_seconds - 60 * minute for minute in range(1, 11)]
+                self._publish("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", name, ages)
+        if self.scenario.throttled_reads:
+            share, rest = divmod(self.scenario.throttled_reads, 10)
+            counts = [share + (minute < rest) for minute in range(10)]
+            self._publish("AWS/DynamoDB", "ReadThrottleEvents", "TableName", ADDRESS_TABLE, counts)
+
+    def _publish(self, namespace: str, metric: str, dimension: str, of: str, values: Sequence[float]) -> None:
+        """One value a minute, the newest first; what would be no more than nothing is left out."""
+        data = [
+            {
+                "MetricName": metric,
+                "Dimensions": [{"Name": dimension, "Value": of}],
+                "Timestamp": self.scenario.now - timedelta(minutes=minute),
+                "Value": value,
+            }
+            for minute, value in enumerate(values, 1)
+            if value > 0
+        ]
+        self._client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=data)
 
 
 def _tags(resource: str, name: str) -> list[dict[str, Any]]:

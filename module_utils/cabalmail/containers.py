@@ -9,6 +9,7 @@ container's clock skew; ages are taken within the container's own clock, so that
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -69,6 +70,7 @@ def container_facts(
     facts.update(_processes(probe, skew or 0))
     facts["queue"] = _queue(probe, masker, skew or 0, judge)
     facts["hosts_pin"] = text_of(probe, "pin", 0)
+    facts["imap_in_dns"] = _dns(probe)
     facts.update(_storage(probe))
     facts.update(_people(probe, skew or 0))
     problems = [*map_problems]
@@ -95,6 +97,7 @@ def _nothing_known() -> dict[str, Any]:
         "maps": {},
         "queue": None,
         "hosts_pin": None,
+        "imap_in_dns": None,
         **_processes(empty, 0),
         **_storage(empty),
         **_people(empty, 0),
@@ -258,6 +261,14 @@ def _queue(probe: Probe, masker: Masker, skew: int, judge: Judge | None) -> dict
     }
 
 
+def _dns(probe: Probe) -> list[str] | None:
+    """Addresses of imap as DNS answers in the task; None where nobody could ask or no server answered."""
+    row = probe.first("dns")
+    if row is None or len(row) < 2 or row[0] != "0":
+        return None
+    return sorted(word for word in row[2:] if re.fullmatch(r"[0-9.]{7,15}", word))
+
+
 def _storage(probe: Probe) -> dict[str, Any]:
     disk: dict[str, dict[str, int | None]] = {}
     for row in probe.records.get("disk", []):
@@ -274,6 +285,8 @@ def _storage(probe: Probe) -> dict[str, Any]:
     limits = {row[0]: integer(row[1]) for row in probe.records.get("cgroup", []) if len(row) > 1}
     return {
         "disk": disk,
+        # None: the path is part of the container's own layer, or the mounts could not be read.
+        "mounts": {row[2]: row[1] for row in probe.records.get("mount", []) if len(row) > 2},
         "read_only": [row[2] for row in probe.records.get("mount", []) if len(row) > 2 and row[0] == "ro"],
         "memory": {
             "total_kib": memory.get("MemTotal"),

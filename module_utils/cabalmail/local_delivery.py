@@ -23,6 +23,7 @@ Facts = Mapping[str, Any]
 PIN_SENTINEL = "192.0.2.1"
 #: Users named in the section; the counts beside them are of all.
 MOST_USERS = 50
+MOST_ERRORS = 10
 USED = ("complete", "partial")
 
 
@@ -54,15 +55,20 @@ def local_delivery(triage: Facts, work_dir: Path, limits: DiskLimits) -> dict[st
     return {
         "status": "unavailable" if not checked else "partial" if reasons else "complete",
         "reasons": reasons,
-        "missing_users": missing_users(imap, table, failures),
+        "missing_users": missing_users(imap, table, failures, _accounts(environment)),
         "users_of_table_missing": _table_users_missing(imap, table),
         "unwritable": unwritable(imap, table, failures),
         "disk_full": disk_full(entries, limits),
         "stray_mail": _stray(imap),
+        "home_on_efs": _home_on_efs(imap),
+        "procmail_errors": _procmail_errors(triage),
         **discovery,
         "imap_running": running,
         "unresolvable": unresolvable(triage),
         "pins": pins(triage, entries),
+        "imap_in_dns": {
+            str(entry.get("task")): entry["imap_in_dns"] for entry in entries if entry.get("imap_in_dns") is not None
+        },
         "pin_sentinel": sorted(_at_sentinel(triage, entries)),
         "imap_queue": next((entry.get("queue") for entry in imap if entry.get("queue")), None),
         "imap_task": [entry.get("task") for entry in imap],
@@ -94,11 +100,15 @@ def _gaps(triage: Facts, imap: Sequence[Facts], failures: Sequence[Failure] | No
 
 
 def missing_users(
-    imap: Sequence[Facts], table: AddressTable | None, failures: Sequence[Failure] | None
+    imap: Sequence[Facts],
+    table: AddressTable | None,
+    failures: Sequence[Failure] | None,
+    accounts: Mapping[str, Facts],
 ) -> list[dict[str, Any]] | None:
     """Users whose mail was refused as unknown and who have no OS user on imap.
 
-    ``confirmed`` is None where the OS users could not be read: then the answers of imap alone speak.
+    ``confirmed`` is None where the OS users could not be read: then the answers of imap alone speak. ``cognito``: what
+    a task that starts now would find (CONFIRMED with a UID becomes an OS user), ``unknown`` where nobody could ask.
     """
     users = _common_users(imap)
     if failures is None:
@@ -112,11 +122,17 @@ def missing_users(
             "user": name,
             "recipients": count,
             "confirmed": None if users is None else True,
-            "cognito": "unknown",
+            "cognito": (accounts.get(name) or {}).get("status") or "unknown",
+            "osid": (accounts.get(name) or {}).get("osid"),
         }
         for name, count in sorted(refused.items(), key=lambda item: (-item[1], item[0]))
         if users is None or name not in users
     ][:MOST_USERS]
+
+
+def _accounts(environment: Facts) -> dict[str, Facts]:
+    """Cognito's users by name, as far as it was asked."""
+    return {str(row["user"]): row for row in (environment.get("users") or {}).get("users") or []}
 
 
 def _targets(failure: Failure, table: AddressTable | None) -> Iterable[str]:
@@ -190,6 +206,25 @@ def _stray(imap: Sequence[Facts]) -> list[dict[str, Any]] | None:
     if not lists:
         return None
     return [{"task": entry.get("task"), **row} for entry in lists for row in entry["stray_mail"]][:MOST_USERS]
+
+
+def _home_on_efs(imap: Sequence[Facts]) -> bool | None:
+    """Whether /home outlives the task in all imap tasks; None where no task told of its mounts."""
+    known = [entry["mounts"] for entry in imap if entry.get("mounts")]
+    return all(str(mounts.get("/home", "")).startswith("nfs") for mounts in known) if known else None
+
+
+def _procmail_errors(triage: Facts) -> list[dict[str, Any]] | None:
+    """What sendmail on imap logged of local deliveries that failed or wait; None where its log was not read."""
+    log = ((triage.get("tiers") or {}).get("by_tier") or {}).get("imap") or {}
+    if (log.get("coverage") or {}).get("status") not in USED:
+        return None
+    rows = [row for part in ("bounces", "deferrals") for row in (log.get(part) or {}).get("replies") or []]
+    return [
+        {"text": row.get("text"), "recipients": row.get("recipients")}
+        for row in rows
+        if row.get("reason") == "local_error"
+    ][:MOST_ERRORS]
 
 
 def disk_full(entries: Sequence[Facts], limits: DiskLimits) -> list[dict[str, Any]] | None:

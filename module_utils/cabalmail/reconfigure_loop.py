@@ -46,6 +46,8 @@ class LoopLimits:
     call_seconds: float = 120
     ping_seconds: float = 3600
     failures: int = 2
+    #: A message waits longer only where nobody polls (a long poll takes 20 s, a pass seconds).
+    queue_seconds: float = 120
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Answer:
     since: str | None = None
     could_be: tuple[str, ...] = ()
     exit_status: int | None = None
+    #: started anew by somebody, and not yet due for a pass
+    restarted: bool = False
 
 
 UNHEARD = Answer("unknown", "")
@@ -94,9 +98,16 @@ def from_container(entry: Facts, limits: LoopLimits) -> Answer:
     age = loop.get("age_seconds")
     if age is not None and age + limits.maps.slack_seconds < oldest and age <= stale_after:
         why = f"it began anew {minutes(age)} ago and has not built the maps for {minutes(oldest)}"
-        return Answer("failing", why, since, ("starved", "hung"))
-    state = f", state {loop['state']}" if loop.get("state") not in (None, "S") else ""
-    return Answer("hung", f"the process is there{state} and has built nothing for {minutes(oldest)}", since)
+        return Answer("failing", why, since, ("starved", "hung", "unknown"))
+    return Answer("hung", f"the process is there{_waits(loop)} and has built nothing for {minutes(oldest)}", since)
+
+
+def _waits(loop: Facts) -> str:
+    """What the process does in words, where it is more than to sleep."""
+    at = f" in {loop['wchan']}" if loop.get("wchan") else ""
+    if loop.get("state") == "D":
+        return f", in uninterruptible sleep{at} (a file system or disk that does not answer),"
+    return f", state {loop['state']}{at}," if loop.get("state") not in (None, "S") else ""
 
 
 def _fresh(entry: Facts, ages: Mapping[str, Sequence[float]], limits: LoopLimits, since: str | None) -> Answer:
@@ -169,7 +180,9 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
     if not view.readable:
         return Answer("unknown", "the log of its tier could not be read")
     loop = view.loop or {}
-    done, exited, status = epoch(loop.get("last_done")), *_last_exit(loop)
+    done = epoch(loop.get("last_done"))
+    exits = _exits_since(loop, done)
+    status = next((end.status for end in reversed(exits) if end.status is not None), None)
     watched = view.now - view.watched_from
     quiet = view.now - max(filter(None, (done, view.watched_from)), default=view.watched_from)
     since = loop.get("last_done")
@@ -177,19 +190,14 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
     if gave_up is not None and gave_up >= (done or 0) and gave_up >= (epoch(loop.get("started")) or 0):
         return Answer("dead", "supervisord gave up on it", loop.get("gave_up"), exit_status=status)
     failed = [row for row in loop.get("errors") or [] if (epoch(row.get("time")) or 0) >= (done or 0)]
-    exited_since = exited is not None and exited >= (done or 0)
     unended = (loop.get("starts") or 0) - (loop.get("dones") or 0)
-    if exited_since and (quiet > limits.maps.stale_after_seconds or unended >= limits.failures):
+    stale = quiet > limits.maps.stale_after_seconds
+    if stale and status is None and (anew := _started_anew(loop, exits, view.now, limits)):
+        return Answer("unknown", anew, since, restarted=True)
+    if exits and (stale or unended >= limits.failures):
         return _failing(failed, status, since)
-    if quiet > limits.maps.stale_after_seconds:
-        unfinished = epoch(loop.get("unfinished_since"))
-        if unfinished is not None and (done is None or unfinished > done):
-            return Answer("hung", f"a pass that began {minutes(view.now - unfinished)} ago has no end", since)
-        if failed:
-            return _failing(failed, status, since)
-        if not view.flowing:
-            return Answer("unknown", f"no line of it for {minutes(quiet)}, and it is not sure that its log flows")
-        return Answer("hung", f"no completed pass for {minutes(quiet)} and no word of why", since, ("dead",))
+    if stale:
+        return _silent(loop, view, quiet, failed)
     if done is None:
         if watched <= limits.maps.stale_after_seconds:
             return Answer("unknown", f"its log was watched for {minutes(max(0, watched))}, less than one interval")
@@ -199,6 +207,30 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
     if view.heartbeat and loop.get("dones") and not loop.get("pings_sent") and not loop.get("pings_failed"):
         return Answer("no_ping", "it completes its passes and sends no ping: it has no usable ping address", since)
     return Answer("healthy", f"last completed pass {minutes(max(0, view.now - done))} ago", since)
+
+
+def _silent(loop: Facts, view: LogView, quiet: float, failed: Sequence[Facts]) -> Answer:
+    """No pass came to its end for too long, and no process ended."""
+    since, done = loop.get("last_done"), epoch(loop.get("last_done"))
+    unfinished = epoch(loop.get("unfinished_since"))
+    if unfinished is not None and (done is None or unfinished > done):
+        return Answer("hung", f"a pass that began {minutes(view.now - unfinished)} ago has no end", since)
+    if failed:
+        return _failing(failed, None, since)
+    if not view.flowing:
+        return Answer("unknown", f"no line of it for {minutes(quiet)}, and it is not sure that its log flows")
+    return Answer("hung", f"no completed pass for {minutes(quiet)} and no word of why", since, ("dead",))
+
+
+def _started_anew(loop: Facts, exits: Sequence[Exit], now: float, limits: LoopLimits) -> str:
+    """In words, that somebody ended the process and the new one is not yet due for a pass; empty when it is not so."""
+    began = epoch(loop.get("started"))
+    if not exits or began is None or sum(end.count for end in exits) >= limits.failures:
+        return ""
+    age = now - began
+    if age > limits.maps.stale_after_seconds:
+        return ""
+    return f"it was ended by {exits[-1].signal} and started anew {minutes(age)} ago; its next pass is yet to come"
 
 
 def _ping_missing(loop: Facts, done: float) -> bool:
@@ -211,18 +243,36 @@ def _failing(errors: Sequence[Facts], status: int | None, since: str | None) -> 
     said = next((str(row.get("text") or "") for row in reversed(errors)), "")
     if status != MAKEMAP_FAILED and _AWS_ERROR.search(said):
         return Answer("starved", f"its passes end in an AWS error: {said}", since, exit_status=status)
+    words = f": {said}" if said else ""
     if status == MAKEMAP_FAILED:
-        return Answer("failing", "its passes end in makemap's failure (exit status 65)", since, exit_status=status)
+        return Answer("failing", f"its passes end in makemap's failure (exit status 65){words}", since, (), status)
     ended = f"exit status {status}" if status is not None else "an error"
-    return Answer("failing", f"its passes end in {ended}{': ' + said if said else ''}", since, exit_status=status)
+    return Answer("failing", f"its passes end in {ended}{words}", since, exit_status=status)
 
 
-def _last_exit(loop: Facts) -> tuple[float | None, int | None]:
-    rows = [(epoch(row.get("last")), row.get("status")) for row in loop.get("exits") or [] if row.get("count")]
-    if not rows:
-        return None, None
-    last, status = max(rows, key=lambda row: row[0] or 0)
-    return last, status if isinstance(status, int) else None
+@dataclass(frozen=True)
+class Exit:
+    """How the loop's process ended: ``status`` (None: by the signal), how often, and when last."""
+
+    status: int | None
+    signal: str
+    count: int
+    last: float
+
+
+def _exits_since(loop: Facts, done: float | None) -> list[Exit]:
+    """How it ended since its last good pass, the latest last."""
+    found = [
+        Exit(
+            status=int(str(row["status"])) if str(row.get("status")).isdecimal() else None,
+            signal=str(row.get("status")),
+            count=int(row.get("count") or 0),
+            last=epoch(row.get("last")) or 0.0,
+        )
+        for row in loop.get("exits") or []
+    ]
+    kept = [end for end in found if end.count and end.last >= (done or 0)]
+    return sorted(kept, key=lambda end: end.last)
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -233,7 +283,7 @@ def combine(container: Answer, log: Answer) -> tuple[Answer, str | None]:
 
     The container is nearer to the truth. The log knows what the container cannot show: why a pass fails, and pings.
     """
-    if container.state == "unknown":
+    if container.state == "unknown" or (log.restarted and "unknown" in container.could_be):
         return log, None
     if log.state == "unknown" or container.state == log.state:
         return replace(container, exit_status=log.exit_status, since=container.since or log.since), None
@@ -257,6 +307,7 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
     tiers = (triage.get("tiers") or {}).get("by_tier") or {}
     parameter = (environment.get("parameters") or {}).get("heartbeat") or {}
     monitored = parameter.get("exists")
+    throttled = (environment.get("metrics") or {}).get("throttled_reads")
     entries = {str(entry.get("task")): entry for entry in (triage.get("containers") or {}).get("tasks") or []}
     running = _running(environment, entries, tiers)
     window = _window(triage)
@@ -264,7 +315,7 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
     for task, (tier, started) in sorted(running.items(), key=lambda item: (item[1][0], item[0])):
         log = tiers.get(tier) or {}
         view = _log_view(task, started, log, tiers, window, monitored)
-        tasks.append(_task(task, tier, started, entries.get(task), view, limits))
+        tasks.append(_task(task, tier, started, entries.get(task), view, limits, throttled))
     deaf = _deaf_tiers(tasks, tiers, environment, window)
     for row in tasks:
         if row["tier"] in deaf and row["state"] in ("healthy", "no_ping"):
@@ -283,7 +334,9 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
         "reasons": reasons,
         "tasks": tasks,
         "by_state": {state: [row["task"] for row in tasks if row["state"] == state] for state in STATES},
-        "queues": _queues(environment),
+        "queues": _queues(environment, limits),
+        "throttled_reads": throttled,
+        "sync_users_errors": _sync_users_errors(tiers),
         "heartbeat": _heartbeat(parameter, tasks, window, limits),
         "interval_seconds": limits.maps.interval_seconds,
         "stale_after_seconds": limits.maps.stale_after_seconds,
@@ -291,12 +344,21 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
 
 
 def _task(
-    task: str, tier: str, started: float | None, entry: Facts | None, view: LogView, limits: LoopLimits
+    task: str,
+    tier: str,
+    started: float | None,
+    entry: Facts | None,
+    view: LogView,
+    limits: LoopLimits,
+    throttled: int | None,
 ) -> dict[str, Any]:
     read = entry is not None and entry.get("status") in ("complete", "partial")
     container = from_container(entry, limits) if read and entry else UNHEARD
     log = from_log(view, limits)
     answer, disagreement = combine(container, log)
+    if throttled and (answer.state == "starved" or "starved" in answer.could_be):
+        why = f"{answer.why}; CloudWatch counts {throttled} throttled reads of the table"
+        answer = replace(answer, state="starved", why=why, could_be=())
     sources = [name for name, said in (("exec", container), ("logs", log)) if said.state != "unknown"]
     loop = view.loop or {}
     ages = map_ages(entry)["db"] if read and entry else []
@@ -313,6 +375,7 @@ def _task(
         "started_at": rfc3339(started) if started else None,
         "last_done": loop.get("last_done"),
         "last_ping": loop.get("last_ping"),
+        "longest_pass_seconds": loop.get("max_seconds"),
         "map_age_seconds": max(ages, default=None),
         "process": (entry.get("loop") or {}) if read and entry else None,
         "exit_status": answer.exit_status,
@@ -387,10 +450,14 @@ def _deaf_tiers(
     One queue serves all tasks of a tier, so it takes the silence of all of them.
     """
     start, end = window
+    deaf = {
+        tier: "its queue is not subscribed to the topic of address changes: it rebuilds by its interval only"
+        for tier, queue in (environment.get("queues") or {}).items()
+        if queue.get("subscribed") is False
+    }
     changed = epoch((environment.get("addresses") or {}).get("newest_request"))
     if start is None or end is None or changed is None or not start <= changed <= end - 120:
-        return {}
-    deaf = {}
+        return deaf
     for tier in {row["tier"] for row in tasks}:
         coverage = (tiers.get(tier) or {}).get("coverage") or {}
         lines = (tiers.get(tier) or {}).get("tasks") or {}
@@ -399,7 +466,7 @@ def _deaf_tiers(
         later = all((epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
         # A task that started after the change was never to hear of it: the one that it replaced did.
         there = all((epoch(row["started_at"]) or end) < changed for row in tasks if row["tier"] == tier)
-        if coverage.get("status") == "complete" and loops and later and there and not heard:
+        if coverage.get("status") == "complete" and loops and later and there and not heard and tier not in deaf:
             deaf[tier] = (
                 "it rebuilds by its interval only, although an address was made at "
                 f"{rfc3339(changed)}: no task of the tier hears its queue"
@@ -407,14 +474,36 @@ def _deaf_tiers(
     return deaf
 
 
-def _queues(environment: Facts) -> dict[str, Any]:
+def _queues(environment: Facts, limits: LoopLimits) -> dict[str, Any]:
     """Each tier's queue. A message waits for seconds while anybody polls; an empty queue proves nothing."""
-    queues = {}
-    for tier, queue in (environment.get("queues") or {}).items():
-        visible, in_flight = queue.get("visible"), queue.get("not_visible")
-        signal = "unknown" if visible is None else "waiting" if visible else "in_flight" if in_flight else "empty"
-        queues[tier] = {"visible": visible, "not_visible": in_flight, "signal": signal}
-    return queues
+    return {tier: _queue(queue, limits) for tier, queue in (environment.get("queues") or {}).items()}
+
+
+def _queue(queue: Facts, limits: LoopLimits) -> dict[str, Any]:
+    visible, in_flight, oldest = queue.get("visible"), queue.get("not_visible"), queue.get("oldest_seconds")
+    if visible is None:
+        signal = "unknown"
+    elif visible and oldest is not None and oldest > limits.queue_seconds:
+        signal = "backing_up"
+    else:
+        signal = "waiting" if visible else "in_flight" if in_flight else "empty"
+    return {
+        "visible": visible,
+        "not_visible": in_flight,
+        "oldest_seconds": oldest,
+        "subscribed": queue.get("subscribed"),
+        "signal": signal,
+    }
+
+
+def _sync_users_errors(tiers: Mapping[str, Facts]) -> list[dict[str, Any]]:
+    """Tasks whose start could not read all users of Cognito: their lists of OS users may be short."""
+    return [
+        {"tier": tier, "task": task, "lines": lines["sync_users_errors"]}
+        for tier, log in sorted(tiers.items())
+        for task, lines in sorted((log.get("tasks") or {}).items())
+        if lines.get("sync_users_errors")
+    ]
 
 
 def _heartbeat(

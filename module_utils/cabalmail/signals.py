@@ -26,7 +26,7 @@ RECIPIENT_REASONS = ("recipient_unknown", "recipient_disabled", "recipient_restr
 CONTENT_REASONS = ("content", "message_too_big")
 
 #: What the maps say of a bounced recipient of ours (see address_map.recipients).
-MAP_STATES = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user")
+MAP_STATES = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user", "bad_row")
 STUCK_STATES = ("dead", "hung", "failing", "starved")
 
 
@@ -450,7 +450,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     part = section(triage, "address_map")
     keys = (*MAP_STATES, "checked", "smtp_in", "imap")
     if not usable(part):
-        return {**dict.fromkeys(keys), "refusals": None}
+        return {**dict.fromkeys(keys), "refusals": None, "bad_rows": None}
     recipients = part.get("recipients") or {}
     known = recipients if usable(recipients) else {}
     by_state = known.get("by_state") or {}
@@ -462,6 +462,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     result: dict[str, Any] = {name: by_state.get(name, 0) if known else None for name in MAP_STATES}
     result["checked"] = known.get("checked")
     result["refusals"] = {name: refusals.get(name, 0) for name in MAP_STATES} if known else None
+    result["bad_rows"] = bad_row_signals(part.get("bad_rows"))
     for key, tier in (("smtp_in", "smtp-in"), ("imap", "imap")):
         rows = [row for row in read if row.get("tier") == tier]
         tasks = sorted(stale.get(tier) or [])
@@ -483,6 +484,19 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     return result
 
 
+def bad_row_signals(part: Facts | None) -> dict[str, Any] | None:
+    """Rows of the table that no map can be made of; those that makemap stumbles over apart from those left out."""
+    if part is None:
+        return None
+    kinds = part.get("kinds") or {}
+    return {
+        "count": part.get("count") or 0,
+        "breaking": sum(count for kind, count in kinds.items() if kind != "invalid_username"),
+        "kinds": kinds,
+        "examples": part.get("examples") or [],
+    }
+
+
 def number(value: Any) -> int:
     """A count that may be given as a list of its members."""
     return len(value) if isinstance(value, (list, tuple)) else int(value or 0)
@@ -499,7 +513,7 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     part = section(triage, "reconfigure_loop")
     if not usable(part):
         keys = (*STUCK_STATES, "no_ping", "stuck", "stuck_tasks", "healthy_tiers", "unknown", "tasks_of_tier")
-        return dict.fromkeys(keys)
+        return dict.fromkeys((*keys, "disagreements", "backlog", "rotated", "ping_missed", "silent", "last_ping"))
     tasks = part.get("tasks") or []
     result: dict[str, Any] = {state: by_tier(tasks, state) for state in (*STUCK_STATES, "no_ping")}
     result["stuck"] = sorted({row["tier"] for row in tasks if row.get("state") in STUCK_STATES})
@@ -512,6 +526,19 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     )
     result["unknown"] = sorted(row["task"] for row in tasks if row.get("state") == "unknown")
     result["tasks_of_tier"] = dict(Counter(row["tier"] for row in tasks))
+    result["disagreements"] = [
+        {name: row[name] for name in ("tier", "task", "disagreement")} for row in tasks if row.get("disagreement")
+    ]
+    result["backlog"] = [
+        {"tier": tier, **queue}
+        for tier, queue in sorted((part.get("queues") or {}).items())
+        if queue.get("signal") == "backing_up"
+    ]
+    heartbeat = part.get("heartbeat") or {}
+    result["rotated"] = heartbeat.get("tasks_with_old_value") if heartbeat.get("exists") else [] if heartbeat else None
+    result["ping_missed"] = heartbeat.get("missed")
+    result["silent"] = heartbeat.get("silent_tasks")
+    result["last_ping"] = heartbeat.get("last_ping")
     return result
 
 
@@ -546,12 +573,16 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     errors = reason_counts(log["bounces"].get("reasons") or [])["local_error"] if log else None
     deferred = reason_counts((log.get("deferrals") or {}).get("reasons") or [])["local_error"] if log else None
     if not usable(part):
-        keys = ("missing_users", "unwritable", "disk_full", "stray_mail")
+        keys = ("missing_users", "unwritable", "disk_full", "disk_full_elsewhere", "stray_mail")
         return {**dict.fromkeys(keys), "errors": errors, "deferred": deferred}
+    disks = part.get("disk_full")
     return {
         "missing_users": part.get("missing_users"),
         "unwritable": part.get("unwritable"),
-        "disk_full": full_disks(part.get("disk_full")),
+        "disk_full": full_disks([row for row in disks if row.get("tier") == "imap"] if disks is not None else None),
+        "disk_full_elsewhere": full_disks(
+            [row for row in disks if row.get("tier") != "imap"] if disks is not None else None
+        ),
         "stray_mail": part.get("stray_mail"),
         "errors": errors,
         "deferred": deferred,
@@ -589,7 +620,13 @@ def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
         "deferred_at_imap": refused,
         "imap_sendmail": imap_sendmail(triage),
         "sentinel_tasks": part.get("pin_sentinel") if usable(part) else None,
+        "dns_missing": not_in_dns(part.get("imap_in_dns")) if usable(part) else None,
     }
+
+
+def not_in_dns(answers: Mapping[str, Any] | None) -> list[str] | None:
+    """Tasks in which DNS has no address of imap; None where no task could ask."""
+    return sorted(task for task, found in answers.items() if not found) if answers else None
 
 
 def imap_sendmail(triage: Facts) -> bool | None:
@@ -721,7 +758,7 @@ def platform_signals(triage: Facts) -> dict[str, Any]:
     """Deployments, scale and the maintenance flag."""
     environment = section(triage, "environment")
     services = {tier: row for tier, row in (environment.get("services") or {}).items() if usable(row)}
-    flag = ((environment.get("parameters") or {}).get("maintenance_imap") or {}) if environment else {}
+    flag = (environment.get("parameters") or {}).get("maintenance_imap") or {}
     until = flag.get("until")
     end = moment((section(triage, "alert").get("window") or {}).get("end"))
     active = flag.get("active")
@@ -738,7 +775,7 @@ def platform_signals(triage: Facts) -> dict[str, Any]:
         )
         if services
         else None,
-        "maintenance": bool(active),
+        "maintenance": None if active is None else bool(active),
         "maintenance_ahead": ahead,
         "maintenance_message": flag.get("message"),
     }

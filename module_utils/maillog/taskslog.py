@@ -201,6 +201,8 @@ class TaskLog:
                 seconds = (when - began) / 1000
                 longest = seconds if longest is None else max(longest, seconds)
                 began = None
+            elif what == "boot":
+                began = None  # whatever pass was under way went with the process before
         return {
             "started": _time(last.get("boot")),
             "last_start": _time(last.get("start")),

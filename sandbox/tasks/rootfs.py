@@ -400,15 +400,18 @@ def _declared_maps(spec: TaskSpec, root: Path, map_maker: MapMaker) -> None:
     texts = maps.render(spec.tier, rows_of(spec.addresses, state.text_lacks, state.text_extra))
     made = maps.render(spec.tier, rows_of(spec.addresses, state.db_lacks, state.db_extra))
     now = time.time()
-    for path, text in texts.items():
-        _write(root, path, text)
+    for path, content in texts.items():
+        _write(root, path, content)
         _age(root, path, now - state.text_age_seconds)
-    databases = {path: made[path] for path in maps.DATABASES.get(spec.tier, ())}
-    if spec.tier == "imap":
-        databases["/etc/aliases"] = made["/etc/aliases"].replace(":", "\t")
-    for path, text in databases.items():
-        map_maker.make(root, path, text)
-        _age(root, f"{path}.db", now - state.db_age_seconds)
+    databases = [*maps.DATABASES.get(spec.tier, ()), *(("/etc/aliases",) if spec.tier == "imap" else ())]
+    refused = maps.first_refusal(spec.tier, texts) if spec.loop is Loop.FAILING else None
+    # A pass that makemap ends has still built the maps up to the one that it refused; those after it stay old.
+    built = databases[: databases.index(refused[0]) + 1] if refused else []
+    for path in databases:
+        lines, age = (texts, state.text_age_seconds) if path in built else (made, state.db_age_seconds)
+        text = lines[path]
+        map_maker.make(root, path, text.replace(":", "\t") if path == "/etc/aliases" else text)
+        _age(root, f"{path}.db", now - age)
 
 
 def _age(root: Path, path: str, moment: float) -> None:

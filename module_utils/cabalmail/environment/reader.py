@@ -8,18 +8,24 @@ Only calls that read are made, and of Parameter Store only the maintenance flag'
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from ..failed_recipient import read_failures
 from . import shape
 from .addresses import ADDRESSES_BLANK, AddressWriter
+from .changes import changes
 from .dmarc import DMARC_BLANK, DmarcSummary, mark_ours
 from .parts import Part, Runner, combine
 
 #: DescribeTasks takes no more at once.
 TASKS_PER_CALL = 100
+#: Users of failed recipients that Cognito is asked about.
+MOST_USERS = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Names:
     address_name: str = "cabal-nat-eip-*"
     namespace: str = "cabal.internal"
     discovery_tiers: tuple[str, ...] = ("imap", "smtp-out")
+    address_topic: str = "cabal-address-changed"
+    user_pool_variable: str = "COGNITO_POOL_ID"
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,13 @@ class EnvironmentReader:
         self._addresses = part(f"table {request.names.addresses_table}", ADDRESSES_BLANK)
         self._network = part("network", shape.NETWORK_BLANK)
         self._dmarc = part(f"table {request.names.dmarc_table}", DMARC_BLANK)
+        self._topic = part(f"topic {request.names.address_topic}", {"queues": None})
+        self._metrics = part("metrics", shape.METRICS_BLANK)
+        self._users = part("users", {"users": None})
+        self._once = threading.Lock()
+        self._asked: set[str] = set()
+        self._pool: str | None = None
+        self._user_names: list[str] | None = None
 
     def read(self) -> dict[str, Any]:
         """Read everything and return the section; never takes longer than the deadline."""
@@ -105,6 +120,7 @@ class EnvironmentReader:
             start(self._queues[row.tier], lambda row=row: self._read_queue(row))  # type: ignore[misc]
         start(self._addresses, self._read_addresses)
         start(self._dmarc, self._read_dmarc)
+        start(self._metrics, self._read_metrics)
         start(self._parameters, self._read_parameters)
         start(self._parameters, self._read_maintenance_flag)
         start(self._network, self._read_elastic_ips)
@@ -129,6 +145,9 @@ class EnvironmentReader:
         with part.attempt():
             described = ecs.describe_task_definition(taskDefinition=found[0]["taskDefinition"])
             part.put(**shape.task_definition(described["taskDefinition"], tier.container))
+            variable = self._request.names.user_pool_variable
+            self._pool = shape.variable(described["taskDefinition"], tier.container, variable) or self._pool
+            self._read_users_when_known()
         with part.attempt():
             part.put(tasks=shape.tasks(self._tasks(ecs, tier.service)))
 
@@ -184,9 +203,70 @@ class EnvironmentReader:
             "ApproximateNumberOfMessages",
             "ApproximateNumberOfMessagesNotVisible",
             "ApproximateNumberOfMessagesDelayed",
+            "QueueArn",
         ]
-        answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)
-        self._queues[tier.tier].put(**shape.queue(answer.get("Attributes") or {}))
+        attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names).get("Attributes") or {}
+        self._queues[tier.tier].put(**shape.queue(attributes))
+        if attributes.get("QueueArn") and self._first_to("read subscriptions"):
+            # A topic is read by its ARN only, and stands where the queues stand.
+            partition, _, region, account = attributes["QueueArn"].split(":")[1:5]
+            topic = f"arn:{partition}:sns:{region}:{account}:{self._request.names.address_topic}"
+            self._runner.start(self._topic, lambda: self._read_subscriptions(topic))
+
+    def _read_subscriptions(self, topic: str) -> None:
+        """Names of the queues that hear of address changes."""
+        pages = self._client("sns").get_paginator("list_subscriptions_by_topic").paginate(TopicArn=topic)
+        rows = [row for page in pages for row in page.get("Subscriptions") or []]
+        living = [row for row in rows if row.get("Protocol") == "sqs" and row.get("SubscriptionArn") != "Deleted"]
+        self._topic.put(queues=sorted({str(row["Endpoint"]).rpartition(":")[2] for row in living}))
+
+    def _read_metrics(self) -> None:
+        queues = {row.tier: row.queue for row in self._request.tiers}
+        answer = self._client("cloudwatch").get_metric_data(
+            MetricDataQueries=shape.metric_queries(queues, self._request.names.addresses_table),
+            StartTime=self._request.start,
+            EndTime=datetime.now(UTC),
+            ScanBy="TimestampDescending",
+        )
+        self._metrics.put(**shape.metrics(answer.get("MetricDataResults") or [], queues))
+
+    def _first_to(self, what: str) -> bool:
+        """Whether nobody asked to do this before."""
+        with self._once:
+            first = what not in self._asked
+            self._asked.add(what)
+        return first
+
+    # -- Cognito
+
+    def _read_users_when_known(self) -> None:
+        """Ask about the users whose mail imap refused, once those and the user pool are known."""
+        names, pool = self._user_names, self._pool
+        if names is None or (names and pool is None) or not self._first_to("read users"):
+            return
+
+        def read() -> None:
+            rows: list[dict[str, Any]] = []
+            for name in names:
+                client = self._client("cognito-idp")
+                try:
+                    found = client.admin_get_user(UserPoolId=pool, Username=name)
+                except client.exceptions.UserNotFoundException:
+                    found = None
+                rows.append(shape.user(name, found))
+            self._users.put(users=rows)
+
+        self._runner.start(self._users, read)
+
+    def _refused_as_unknown(self) -> set[str]:
+        """Addresses and bare users that imap refused as unknown, from the list that the mail logs left."""
+        folder = self._request.work_dir
+        failures = read_failures(Path(folder) / "failed_recipients.jsonl") if folder else None
+        return {
+            failure.address.decode("utf-8", "replace")
+            for failure in failures or []
+            if failure.no_such_user and failure.refused_by == "imap"
+        }
 
     def _read_parameters(self) -> None:
         names = self._request.names
@@ -227,11 +307,17 @@ class EnvironmentReader:
                 ExpressionAttributeNames={"#user": "user"},
             )
         )
+        refused = self._refused_as_unknown()
+        names = {address for address in refused if "@" not in address}
         with AddressWriter(self._request.work_dir, self._mask) as writer:
             for page in pages:
-                writer.add(page.get("Items") or [])
+                items = page.get("Items") or []
+                writer.add(items)
                 self._addresses.put(**writer.summary())
+                names.update(_users_of(items, refused) if refused else ())
             writer.finish()
+        self._user_names = sorted(names)[:MOST_USERS]
+        self._read_users_when_known()
 
     def _read_dmarc(self) -> None:
         start = self._request.start - timedelta(days=self._request.dmarc_days)
@@ -303,11 +389,19 @@ class EnvironmentReader:
         queues = {tier: part.result() for tier, part in self._queues.items()}
         discovery = {tier: part.result() for tier, part in self._discovery.items()}
         network = self._network_facts()
+        topic, metrics = self._topic.result(), self._metrics.result()
+        for row in self._request.tiers:
+            heard = topic["queues"]
+            queues[row.tier]["subscribed"] = None if heard is None else row.queue in heard
+            queues[row.tier]["oldest_seconds"] = metrics["queue_oldest_seconds"].get(row.tier)
         dmarc = self._dmarc.result()
         ours = {row["ip"] for row in network["addresses"]} or None
         dmarc["sources"] = mark_ours(dmarc["sources"], ours)
         single = {
-            "parameters": self._parameters.result(),
+            "parameters": self._parameter_facts(),
+            "topic": topic,
+            "metrics": metrics,
+            "users": self._users.result(),
             "addresses": self._addresses.result(),
             "network": network,
             "dmarc": dmarc,
@@ -319,8 +413,17 @@ class EnvironmentReader:
             "services": services,
             "queues": queues,
             "discovery": discovery,
+            "changes": changes(services, single["parameters"]),
             **single,
         }
+
+    def _parameter_facts(self) -> dict[str, Any]:
+        facts = self._parameters.result()
+        flag = facts["maintenance_imap"]
+        if flag:
+            known = (self._known_parameters or {}).get(self._request.names.maintenance_parameter) or {}
+            flag["last_modified"] = shape.when(known.get("LastModifiedDate"))
+        return facts
 
     def _service_facts(self, part: Part) -> dict[str, Any]:
         facts = part.result()
@@ -333,6 +436,13 @@ class EnvironmentReader:
         ways = [*facts["nat_instances"], *facts["nat_gateways"]]
         facts["addresses"] = shape.with_zones(facts["addresses"], ways)
         return facts
+
+
+def _users_of(items: Iterable[Mapping[str, Any]], addresses: set[str]) -> Iterator[str]:
+    """The users of those items whose address is one of ``addresses``."""
+    for item in items:
+        if str((item.get("address") or {}).get("S", "")).lower() in addresses:
+            yield from filter(None, str((item.get("user") or {}).get("S", "")).split("/"))
 
 
 def _named(pattern: str) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ SERVICE_BLANK: dict[str, Any] = {
     "tasks": [],
 }
 NETWORK_BLANK: dict[str, Any] = {"addresses": [], "nat_instances": [], "nat_gateways": [], "routes": []}
+METRICS_BLANK: dict[str, Any] = {"queue_oldest_seconds": {}, "throttled_reads": None}
 PARAMETERS_BLANK: dict[str, Any] = {"heartbeat": None, "maintenance_imap": None, "deployed_image_tags": {}}
 
 
@@ -136,6 +137,13 @@ def tasks(described: Iterable[Aws]) -> list[dict[str, Any]]:
     return sorted((task(row) for row in described), key=lambda row: (row["started_at"] or "", row["id"] or ""))
 
 
+def variable(described: Aws, container: str, name: str) -> str | None:
+    """The value of a plain environment variable of a task definition's mail container; secrets are never in there."""
+    definitions = described.get("containerDefinitions") or []
+    chosen = next((row for row in definitions if row.get("name") == container), definitions[0] if definitions else {})
+    return next((str(row["value"]) for row in chosen.get("environment") or [] if row.get("name") == name), None)
+
+
 def task_definition(described: Aws, container: str) -> dict[str, Any]:
     """Image, registration time and secrets (names only, never values) of a task definition's mail container."""
     definitions = described.get("containerDefinitions") or []
@@ -209,6 +217,48 @@ def queue(attributes: Mapping[str, str]) -> dict[str, Any]:
         "delayed": "ApproximateNumberOfMessagesDelayed",
     }
     return {name: int(attributes[key]) if key in attributes else None for name, key in fields.items()}
+
+
+def metric_queries(queues: Mapping[str, str], table: str) -> list[dict[str, Any]]:
+    """Queries of GetMetricData: the age of each queue's oldest message, and throttled reads of the table.
+
+    queues: queue name by tier. Ids are ``q0`` and on, in that order, and ``throttled``.
+    """
+
+    def query(identity: str, namespace: str, metric: str, dimension: str, value: str, statistic: str) -> dict[str, Any]:
+        named = {"Namespace": namespace, "MetricName": metric, "Dimensions": [{"Name": dimension, "Value": value}]}
+        return {"Id": identity, "MetricStat": {"Metric": named, "Period": 60, "Stat": statistic}}
+
+    ages = [
+        query(f"q{number}", "AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", name, "Maximum")
+        for number, name in enumerate(queues.values())
+    ]
+    return [*ages, query("throttled", "AWS/DynamoDB", "ReadThrottleEvents", "TableName", table, "Sum")]
+
+
+def metrics(results: Iterable[Aws], queues: Iterable[str]) -> dict[str, Any]:
+    """Facts out of GetMetricData's results (newest values first). An idle queue publishes nothing: unknown.
+
+    DynamoDB publishes throttled reads only when there were some, so an answer without a value is 0.
+    """
+    values = {str(row.get("Id")): list(row.get("Values") or []) for row in results}
+    ages = {tier: values.get(f"q{number}") for number, tier in enumerate(queues)}
+    throttled = values.get("throttled")
+    return {
+        "queue_oldest_seconds": {tier: round(found[0]) if found else None for tier, found in ages.items()},
+        "throttled_reads": None if throttled is None else round(sum(throttled)),
+    }
+
+
+def user(name: str, described: Aws | None) -> dict[str, Any]:
+    """A user of AdminGetUser; None for one that does not exist. Of its attributes only whether it has a UID."""
+    attributes = {row.get("Name"): row.get("Value") for row in (described or {}).get("UserAttributes") or []}
+    return {
+        "user": name,
+        "status": str(described.get("UserStatus")) if described else "absent",
+        "enabled": described.get("Enabled") if described else None,
+        "osid": bool(attributes.get("custom:osid")) if described else None,
+    }
 
 
 def instances_of(listed: Iterable[Aws]) -> list[str]:

@@ -134,3 +134,17 @@ def render(tier: str, rows: Iterable[Row]) -> dict[str, str]:
     A tier without maps (the sinkhole) has none.
     """
     return _RENDER[tier]([row for row in rows if usable(row)]) if tier in _RENDER else {}
+
+
+def first_refusal(tier: str, texts: dict[str, str]) -> tuple[str, str] | None:
+    """The first map of a pass that makemap refuses a line of, and what it says; None when it takes all of them."""
+    for path in DATABASES.get(tier, ()):
+        seen: set[str] = set()
+        for number, line in enumerate(texts[path].splitlines(), 1):
+            key, _, value = line.partition("\t")
+            if not value.strip():
+                return path, f"makemap: {path}: line {number}: no RHS for LHS {key}"
+            if key.lower() in seen:
+                return path, f"makemap: {path}: line {number}: key {key.lower()}: duplicate key"
+            seen.add(key.lower())
+    return None

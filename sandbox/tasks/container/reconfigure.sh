@@ -82,10 +82,24 @@ if [ "$TIER" = imap ] && [ ! -e "$ready" ]; then
   say "Startup sendmail prep done."
 fi
 
+# How long ago the last pass wrote the text maps: a loop that has run for hours has its clock from there.
+last_pass_age() {
+  local file
+  for file in relay-domains masq-domains; do
+    file="${TASK_ROOT:-}/etc/mail/$file"
+    if [ -e "$file" ]; then
+      echo $(($(date +%s) - $(stat -c %Y "$file")))
+      return
+    fi
+  done
+  echo 0
+}
+
 # A task that is declared to hang does so in the middle of a pass whose first lines are in the past as well.
 if [ "$resumed" = regenerating ]; then regenerate >/dev/null; fi
 
 last=$SECONDS
+if [ -n "$resumed" ]; then last=$((SECONDS - $(last_pass_age))); fi
 while :; do
   if [ -z "${SQS_QUEUE_URL:-}" ]; then
     sleep "$interval"

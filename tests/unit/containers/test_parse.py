@@ -49,6 +49,8 @@ def output(*extra: str, maps: bool = True, end: bool = True) -> bytes:
         "proc 90 1 S 499900 - probe.sh - sh",
         "proc 91 90 R 499990 - reconfigure.sh - bash",
         "pin 10.0.2.45",
+        "mount rw overlay /",
+        "mount rw nfs4 /home",
         "disk 41 100000 /tmp /",
         "inodes 7 /tmp",
         "user 2001 2001 alice /home/alice",
@@ -83,6 +85,8 @@ def test_all_that_a_probe_says() -> None:
     assert found["sendmail_running"] is True
     assert found["sendmail_age_seconds"] == 100
     assert found["homes"]["alice"]["writable"] is True
+    assert found["mounts"] == {"/": "overlay", "/home": "nfs4"}
+    assert found["imap_in_dns"] is None
     assert found["disk"]["/tmp"] == {"used_percent": 41, "available_kib": 100000, "inodes_used_percent": 7}
 
 

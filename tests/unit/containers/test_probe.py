@@ -222,6 +222,32 @@ def test_maildirs_and_stray_mail(container: Any) -> None:
     assert [(row["user"], row["bytes"]) for row in found["stray_mail"]] == [("bob", 14)]
 
 
+@pytest.mark.parametrize(
+    ("dig", "answer"),
+    [
+        ("echo 10.0.2.45", ["10.0.2.45"]),
+        (":", []),
+        ("echo ';; communications error'; exit 9", None),
+        (None, None),
+    ],
+)
+def test_imap_in_dns_past_the_pin(container: Any, dig: str | None, answer: list[str] | None) -> None:
+    """Defect 34: the pin hides an empty Cloud Map; getent would answer from it."""
+    if dig is None and shutil.which("dig"):
+        pytest.skip("dig is here")
+    if dig is not None:
+        container.tool("dig", f"#!/bin/sh\n{dig}\n")
+    found = facts(container.run())
+    assert (found["hosts_pin"], found["imap_in_dns"]) == ("10.0.2.45", answer)
+
+
+def test_a_clock_that_is_an_hour_off_changes_no_age(container: Any) -> None:
+    container.write("/etc/mail/access.db", "to:a@b.example\tRELAY\n", age=240 - 3600)
+    container.tool("date", '#!/bin/sh\necho $(($(/bin/date "$@") + 3600))\n')
+    found = facts(container.run())
+    assert found["files"]["/etc/mail/access.db"]["age_seconds"] == pytest.approx(240, abs=5)
+
+
 def test_date_of_a_file_is_local_text_in_the_runbook_and_an_instant_here(container: Any) -> None:
     """DOMAIN: `date -r` prints local text, which two clocks an hour apart read as fresh or as stale."""
     container.write("/etc/mail/access.db", "to:a@b.example\tRELAY\n", age=18000)

@@ -31,6 +31,7 @@ class Ecs:
     """ECS and Cloud Map as AWS answers them, for three services of one or two tasks."""
 
     def __init__(self) -> None:
+        self.pool: str | None = None
         self.instances = {
             "srv-imap": [{"Id": "t", "Attributes": {"AWS_INSTANCE_IPV4": "10.0.2.45"}}],
             "srv-smtp-out": [],
@@ -84,6 +85,7 @@ class Ecs:
             "name": taskDefinition.rsplit("/", 1)[1].split(":")[0],
             "image": "repo/x:sha-0a1b2c3d",
             "secrets": secrets,
+            "environment": [{"name": "COGNITO_POOL_ID", "value": self.pool}] if self.pool else [],
         }
         return {"taskDefinition": {"registeredAt": START, "containerDefinitions": [container]}}
 
@@ -124,6 +126,19 @@ class Ecs:
         return {"tasks": [running, stopped]}
 
 
+class Cognito:
+    """One pool with one user, as AdminGetUser answers."""
+
+    class exceptions:
+        UserNotFoundException = LookupError
+
+    def admin_get_user(self, UserPoolId: str, Username: str) -> dict[str, Any]:
+        if (UserPoolId, Username) != ("pool", "alice"):
+            raise self.exceptions.UserNotFoundException
+        attributes = [{"Name": "custom:osid", "Value": "2001"}]
+        return {"Username": Username, "UserStatus": "UNCONFIRMED", "Enabled": True, "UserAttributes": attributes}
+
+
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """A factory of clients: moto's for what moto has, ours for ECS and Cloud Map."""
@@ -132,7 +147,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     with mock_aws():
         cached: dict[str, Any] = {"ecs": Ecs()}
         cached["servicediscovery"] = cached["ecs"]
-        for name in ("dynamodb", "sqs", "ssm", "ec2"):
+        cached["cognito-idp"] = Cognito()
+        for name in ("dynamodb", "sqs", "ssm", "ec2", "sns", "cloudwatch"):
             cached[name] = boto3.client(name, region_name=REGION)
         fill(cached)
         yield cached.__getitem__
@@ -163,8 +179,11 @@ def fill(clients: dict[str, Any]) -> None:
                 **({"suspended": {"BOOL": True}} if suspended else {}),
             },
         )
+    topic = clients["sns"].create_topic(Name="cabal-address-changed")["TopicArn"]
     for tier in TIERS:
         clients["sqs"].create_queue(QueueName=tier.queue)
+        endpoint = f"arn:aws:sqs:{REGION}:123456789012:{tier.queue}"
+        clients["sns"].subscribe(TopicArn=topic, Protocol="sqs", Endpoint=endpoint)
     for name, value in (
         ("/cabal/maintenance/imap", '{"active":true,"until":1795000000,"message":"roll"}'),
         ("/cabal/healthcheck_ping_ecs_reconfigure", "https://hc.example/1"),
@@ -210,6 +229,10 @@ def test_a_whole_environment(aws: Callable[[str], Any], tmp_path: Path) -> None:
     assert facts["discovery"]["smtp-out"] == {"status": "complete", "reasons": [], "instances": []}
     assert facts["parameters"]["heartbeat"]["exists"] is True
     assert facts["parameters"]["maintenance_imap"]["until"] == "2026-11-18T11:06:40Z"
+    assert facts["parameters"]["maintenance_imap"]["last_modified"]
+    assert {row["subscribed"] for row in facts["queues"].values()} == {True}
+    assert facts["metrics"]["throttled_reads"] == 0
+    assert facts["users"]["users"] == []
     assert json.dumps(facts)  # everything in it is plain
 
 
@@ -310,6 +333,8 @@ def failing(aws: Callable[[str], Any], service: str, method: str, error: Excepti
         ("servicediscovery", "get_paginator", "/discovery/imap"),
         ("dynamodb", "get_paginator", "/addresses"),
         ("dynamodb", "get_paginator", "/dmarc"),
+        ("sns", "get_paginator", "/topic"),
+        ("cloudwatch", "get_metric_data", "/metrics"),
     ],
 )
 def test_a_denied_part_is_unknown_and_harms_no_other(
@@ -322,6 +347,7 @@ def test_a_denied_part_is_unknown_and_harms_no_other(
     assert part["status"] == "unavailable"
     assert "Operation was denied (AccessDeniedException: not authorized)" in part["reasons"][0]
     numbers = [value for key, value in part.items() if key in ("rows", "visible", "running", "desired", "instances")]
+    numbers += [part[key] for key in ("queues", "throttled_reads") if key in part]
     assert numbers
     assert set(map(type, numbers)) == {type(None)}
     assert facts["status"] == "partial"
@@ -361,11 +387,83 @@ def test_a_missing_service_and_queue(aws: Callable[[str], Any]) -> None:
     assert facts["discovery"]["imap"]["instances"] is None
 
 
+def publish(aws: Callable[[str], Any], namespace: str, name: str, dimension: str, of: str, value: float) -> None:
+    dimensions = [{"Name": dimension, "Value": of}]
+    data = [
+        {
+            "MetricName": name,
+            "Dimensions": dimensions,
+            "Value": value,
+            "Timestamp": datetime.now(UTC) - timedelta(minutes=2),
+        }
+    ]
+    aws("cloudwatch").put_metric_data(Namespace=namespace, MetricData=data)
+
+
+def test_ages_of_messages_and_throttled_reads(aws: Callable[[str], Any]) -> None:
+    age = "ApproximateAgeOfOldestMessage"
+    publish(aws, "AWS/SQS", age, "QueueName", "cabal-reconfig-smtp-in", 640)
+    publish(aws, "AWS/DynamoDB", "ReadThrottleEvents", "TableName", "cabal-addresses", 12)
+    request = Request("cabal-mail", TIERS, datetime.now(UTC) - timedelta(minutes=30), 20)
+    facts = EnvironmentReader(request, aws, explain, MASK).read()
+    assert {tier: row["oldest_seconds"] for tier, row in facts["queues"].items()} == {
+        "imap": None,
+        "smtp-in": 640,
+        "smtp-out": None,
+    }
+    assert facts["metrics"]["throttled_reads"] == 12
+
+
+def test_a_queue_that_nobody_tells_of_changes(aws: Callable[[str], Any]) -> None:
+    for row in aws("sns").list_subscriptions()["Subscriptions"]:
+        if row["Endpoint"].endswith("cabal-reconfig-smtp-in"):
+            aws("sns").unsubscribe(SubscriptionArn=row["SubscriptionArn"])
+    queues = read(aws)["queues"]
+    assert (queues["imap"]["subscribed"], queues["smtp-in"]["subscribed"]) == (True, False)
+    unknown = read(failing(aws, "sns", "get_paginator", denied("ListSubscriptionsByTopic")))["queues"]
+    assert {row["subscribed"] for row in unknown.values()} == {None}
+
+
+def refused(folder: Path, *addresses: str) -> None:
+    rows = [{"tier": "imap", "seen": "user_unknown", "code": "", "address": address} for address in addresses]
+    (folder / "failed_recipients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_cognito_is_asked_about_the_users_whose_mail_was_refused(aws: Callable[[str], Any], tmp_path: Path) -> None:
+    aws("ecs").pool = "pool"
+    refused(tmp_path, "Jane@s.example.com", "nobody@s.example.com", "bob")
+    users = read(aws, tmp_path)["users"]
+    assert users["status"] == "complete"
+    assert users["users"] == [
+        {"user": "alice", "status": "UNCONFIRMED", "enabled": True, "osid": True},
+        {"user": "bob", "status": "absent", "enabled": None, "osid": None},
+    ]
+    denied_users = read(failing(aws, "cognito-idp", "admin_get_user", denied("AdminGetUser")), tmp_path)["users"]
+    assert (denied_users["status"], denied_users["users"]) == ("unavailable", None)
+
+
+def test_without_the_pool_s_id_nobody_is_called_absent(aws: Callable[[str], Any], tmp_path: Path) -> None:
+    refused(tmp_path, "bob")
+    users = read(aws, tmp_path)["users"]
+    assert (users["status"], users["users"]) == ("unavailable", None)
+
+
+def test_what_changed(aws: Callable[[str], Any]) -> None:
+    rows = read(aws)["changes"]
+    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
+    said = {(row["tier"], row["kind"]): row["what"] for row in rows}
+    assert said["imap", "deployment"] == "deployment of imap:7 began (IN_PROGRESS, 2 failed tasks)"
+    assert said["imap", "revision"] == "imap:7 was registered (image repo/x:sha-0a1b2c3d)"
+    assert said["imap", "maintenance"] == "the maintenance flag was set"
+    assert any("stopped: Essential container in task exited" in row["what"] for row in rows)
+
+
 def test_the_flag_was_never_set(aws: Callable[[str], Any]) -> None:
     aws("ssm").delete_parameter(Name="/cabal/maintenance/imap")
     parameters = read(aws)["parameters"]
     assert parameters["status"] == "complete"
-    assert parameters["maintenance_imap"] == {"exists": False, "active": False, "until": None, "message": None}
+    flag = {"exists": False, "active": False, "until": None, "message": None, "last_modified": None}
+    assert parameters["maintenance_imap"] == flag
 
 
 @pytest.mark.parametrize("value", ["", "not json", "[]", "3"])

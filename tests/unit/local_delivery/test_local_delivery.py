@@ -83,10 +83,44 @@ def test_a_missing_user_and_how_many_recipients_it_cost(folder: Path) -> None:
     fail(folder, "eve@s.harborlight.example", "ann@s.harborlight.example", "zoe")
     found = section(facts(imap()), folder)
     assert found["missing_users"] == [
-        {"user": "eve", "recipients": 1, "confirmed": True, "cognito": "unknown"},
-        {"user": "zoe", "recipients": 1, "confirmed": True, "cognito": "unknown"},
+        {"user": "eve", "recipients": 1, "confirmed": True, "cognito": "unknown", "osid": None},
+        {"user": "zoe", "recipients": 1, "confirmed": True, "cognito": "unknown", "osid": None},
     ]
     assert found["users_of_table_missing"] == [{"user": "eve", "addresses": 1}]
+
+
+def test_a_missing_user_s_account(folder: Path) -> None:
+    """A restart brings a CONFIRMED user with a UID, and nobody else."""
+    fail(folder, "eve@s.harborlight.example", "zoe")
+    accounts = {"users": [{"user": "eve", "status": "UNCONFIRMED", "osid": True}]}
+    found = section(facts(imap(), users=accounts), folder)
+    assert [(row["user"], row["cognito"], row["osid"]) for row in found["missing_users"]] == [
+        ("eve", "UNCONFIRMED", True),
+        ("zoe", "unknown", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "known"),
+    [({"/": "overlay", "/home": "nfs4"}, True), ({"/": "overlay"}, False), ({}, None)],
+)
+def test_whether_home_outlives_the_task(folder: Path, mounts: dict[str, str], known: bool | None) -> None:
+    assert section(facts(imap(mounts=mounts)), folder)["home_on_efs"] is known
+
+
+def test_errors_of_local_delivery_from_the_log(folder: Path) -> None:
+    triage = facts(imap())
+    assert section(triage, folder)["procmail_errors"] is None
+    words = "local mailer (/usr/bin/procmail) exited with EX_TEMPFAIL"
+    rows = [{"text": words, "reason": "local_error", "recipients": 3}, {"text": "x", "reason": "other"}]
+    triage["tiers"]["by_tier"]["imap"] = {"coverage": {"status": "complete"}, "deferrals": {"replies": rows}}
+    assert section(triage, folder)["procmail_errors"] == [{"text": words, "recipients": 3}]
+
+
+def test_imap_in_dns_as_the_tasks_see_it(folder: Path) -> None:
+    asked = {**smtp_in("10.0.2.45"), "imap_in_dns": []}
+    assert section(facts(imap(), asked), folder)["imap_in_dns"] == {"b" * 32: []}
+    assert section(facts(imap(), smtp_in("10.0.2.45")), folder)["imap_in_dns"] == {}
 
 
 def test_without_the_container_the_answers_of_imap_speak_unconfirmed(folder: Path) -> None:
@@ -96,7 +130,9 @@ def test_without_the_container_the_answers_of_imap_speak_unconfirmed(folder: Pat
     found = section(triage, folder)
     assert found["status"] == "partial"
     assert "The agent is not connected." in found["reasons"][0]
-    assert found["missing_users"] == [{"user": "eve", "recipients": 1, "confirmed": None, "cognito": "unknown"}]
+    assert found["missing_users"] == [
+        {"user": "eve", "recipients": 1, "confirmed": None, "cognito": "unknown", "osid": None}
+    ]
     for key in ("users_of_table_missing", "unwritable", "disk_full", "stray_mail", "imap_queue"):
         assert found[key] is None
 

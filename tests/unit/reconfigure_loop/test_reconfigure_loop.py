@@ -165,12 +165,12 @@ AWS = "An error occurred (ProvisionedThroughputExceededException) when calling t
         (lines(done=None), "hung", ["dead"]),
         (lines(done=2000, gave_up=ago(1500)), "dead", []),
         (lines(done=2500, unfinished_since=ago(1600)), "hung", []),
-        (lines(done=2000, exits=[{"status": 65, "count": 2, "last": ago(100)}]), "failing", []),
-        (lines(starts=6, exits=[{"status": 65, "count": 3, "last": ago(100)}]), "failing", []),
+        (lines(done=2000, exits=[{"status": "65", "count": 2, "last": ago(100)}]), "failing", []),
+        (lines(starts=6, exits=[{"status": "65", "count": 3, "last": ago(100)}]), "failing", []),
         (
             lines(
                 done=2000,
-                exits=[{"status": 255, "count": 2, "last": ago(100)}],
+                exits=[{"status": "255", "count": 2, "last": ago(100)}],
                 errors=[{"time": ago(110), "text": AWS}],
             ),
             "starved",
@@ -178,7 +178,7 @@ AWS = "An error occurred (ProvisionedThroughputExceededException) when calling t
         ),
         (lines(done=2000, errors=[{"time": ago(110), "text": AWS}]), "starved", []),
         # An exit before the last completed pass is over and done with.
-        (lines(exits=[{"status": 65, "count": 2, "last": ago(2000)}]), "healthy", []),
+        (lines(exits=[{"status": "65", "count": 2, "last": ago(2000)}]), "healthy", []),
     ],
 )
 def test_what_the_log_alone_says(log: dict[str, Any], state: str, could_be: list[str]) -> None:
@@ -187,7 +187,7 @@ def test_what_the_log_alone_says(log: dict[str, Any], state: str, could_be: list
 
 
 def test_65_is_makemap_and_a_restart_cures_nothing() -> None:
-    row = answer(None, lines(done=2000, exits=[{"status": 65, "count": 2, "last": ago(100)}]))
+    row = answer(None, lines(done=2000, exits=[{"status": "65", "count": 2, "last": ago(100)}]))
     assert (row["exit_status"], row["cure"]) == (65, "none")
     assert "makemap" in row["why"]
 
@@ -228,7 +228,7 @@ def test_pings() -> None:
         (container(db=HOURS, age_seconds=60.0), lines(done=None, errors=[{"time": ago(9), "text": AWS}]), "starved"),
         (
             container(db=HOURS, text=60),
-            lines(done=None, exits=[{"status": 65, "count": 3, "last": ago(9)}]),
+            lines(done=None, exits=[{"status": "65", "count": 3, "last": ago(9)}]),
             "failing",
         ),
         # Stopped since its last good pass: no contradiction.
@@ -280,9 +280,75 @@ def test_queues_and_heartbeat() -> None:
         window=7200,
     )
     section = reconfigure_loop(triage, LoopLimits())
-    assert section["queues"] == {"smtp-in": {"visible": 4, "not_visible": 0, "signal": "waiting"}}
+    assert section["queues"]["smtp-in"]["signal"] == "waiting"
     assert section["heartbeat"]["tasks_with_old_value"] == [{"tier": "smtp-in", "task": TASK}]
     assert section["heartbeat"]["missed"] is True
+
+
+@pytest.mark.parametrize(
+    ("visible", "oldest", "signal"),
+    [(4, 600, "backing_up"), (4, 20, "waiting"), (4, None, "waiting"), (0, 600, "empty"), (None, 600, "unknown")],
+)
+def test_a_message_that_waits_for_minutes_has_no_reader(visible: int | None, oldest: int | None, signal: str) -> None:
+    queue = {"visible": visible, "not_visible": 0, "oldest_seconds": oldest}
+    section = reconfigure_loop(facts(container(), lines(), queue=queue), LoopLimits())
+    assert section["queues"]["smtp-in"]["signal"] == signal
+
+
+@pytest.mark.parametrize(("subscribed", "state"), [(False, "starved"), (True, "healthy"), (None, "healthy")])
+def test_a_queue_without_a_subscription_starves_the_tier(subscribed: bool | None, state: str) -> None:
+    row = answer(container(), lines(), queue={"visible": 0, "not_visible": 0, "subscribed": subscribed})
+    assert row["state"] == state
+    assert ("not subscribed" in row["why"]) is (state == "starved")
+
+
+@pytest.mark.parametrize(("throttled", "state"), [(40, "starved"), (0, "failing"), (None, "failing")])
+def test_throttled_reads_tell_starved_from_failing_where_no_line_does(throttled: int | None, state: str) -> None:
+    triage = facts(container(db=HOURS, age_seconds=300.0), coverage="unavailable")
+    triage["environment"]["metrics"] = {"throttled_reads": throttled}
+    (row,) = reconfigure_loop(triage, LoopLimits())["tasks"]
+    assert row["state"] == state
+    assert ("40 throttled reads" in row["why"]) is (state == "starved")
+
+
+def test_a_loop_that_somebody_started_anew_is_not_accused() -> None:
+    """A new loop waits a whole interval before its first pass; until then nobody can tell whether it works."""
+    killed = lines(done=None, started=ago(300), exits=[{"status": "SIGKILL", "count": 1, "last": ago(301)}])
+    row = answer(container(db=HOURS, age_seconds=299.0), killed)
+    assert (row["state"], row["stuck"]) == ("unknown", None)
+    assert "started anew 5 min ago" in row["why"]
+    # An interval later it has had its chance; killed again and again it is failing.
+    late = lines(done=None, started=ago(1200), exits=[{"status": "SIGKILL", "count": 1, "last": ago(1201)}])
+    assert answer(container(db=HOURS, age_seconds=1200.0), late)["state"] in ("hung", "failing")
+    often = lines(done=None, started=ago(300), exits=[{"status": "SIGKILL", "count": 3, "last": ago(301)}])
+    assert answer(container(db=HOURS, age_seconds=299.0), often)["state"] == "failing"
+
+
+def test_a_full_disk_is_told_in_the_shell_s_own_words() -> None:
+    full = "generate-config.sh: line 88: /etc/mail/access.tmp: No space left on device"
+    row = answer(
+        None,
+        lines(
+            done=2000,
+            exits=[{"status": "1", "count": 2, "last": ago(100)}],
+            errors=[{"time": ago(110), "text": full}],
+        ),
+    )
+    assert (row["state"], row["exit_status"]) == ("failing", 1)
+    assert "No space left on device" in row["why"]
+
+
+def test_uninterruptible_sleep_is_named_with_what_it_waits_for() -> None:
+    row = answer(container(db=HOURS, state="D", wchan="nfs_wait_bit_killable"), coverage="unavailable")
+    assert row["state"] == "hung"
+    assert "uninterruptible sleep in nfs_wait_bit_killable" in row["why"]
+
+
+def test_errors_of_cognito_at_a_task_s_start_are_named() -> None:
+    triage = facts(container(), lines())
+    triage["tiers"]["by_tier"]["smtp-in"]["tasks"][TASK]["sync_users_errors"] = 2
+    section = reconfigure_loop(triage, LoopLimits())
+    assert section["sync_users_errors"] == [{"tier": "smtp-in", "task": TASK, "lines": 2}]
 
 
 def test_a_queue_that_could_not_be_read_is_unknown_and_not_empty() -> None:

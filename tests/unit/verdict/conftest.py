@@ -139,6 +139,7 @@ def triage() -> dict[str, Any]:
                 for tier in ("imap", "smtp-in")
             ],
             recipients=complete(checked=0, by_state={}),
+            bad_rows={"count": 0, "kinds": {}, "examples": []},
             stale_tasks={},
             tasks_of_tier=dict.fromkeys(TASKS, 1),
         ),
@@ -148,6 +149,8 @@ def triage() -> dict[str, Any]:
                 for tier, task in TASKS.items()
             ],
             by_state={"healthy": list(TASKS.values())},
+            queues={},
+            heartbeat={"exists": True, "missed": False, "tasks_with_old_value": [], "silent_tasks": []},
         ),
         "local_delivery": complete(missing_users=[], unwritable=[], disk_full=[], stray_mail=[], pin_sentinel=[]),
     }

@@ -14,6 +14,8 @@ from ansible.module_utils.cabalmail.verdict import TableError, check_table, judg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from .conftest import complete
+
 Triage = dict[str, Any]
 SMTP_IN, IMAP = "b" * 32, "a" * 32
 
@@ -235,6 +237,37 @@ def disk_full(triage: Triage) -> None:
     triage["local_delivery"]["disk_full"] = [{"tier": "imap", "path": "/home", "used_percent": 100}]
 
 
+def stray_mail(triage: Triage) -> None:
+    row = {"task": IMAP, "user": "bob", "bytes": 14, "newest": "2026-11-24T20:00:00Z"}
+    triage["local_delivery"]["stray_mail"] = [row]
+
+
+def bad_row(triage: Triage) -> None:
+    examples = [{"address": "s***~1@s.example.com", "problem": "duplicate_key"}]
+    triage["address_map"]["bad_rows"] = {"count": 1, "kinds": {"duplicate_key": 1}, "examples": examples}
+    triage["environment"]["addresses"] = complete(rows=3, odd_rows=[{"address": "s***", "problem": "duplicate"}])
+
+
+def lag(triage: Triage) -> None:
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    triage["address_map"]["recipients"].update(checked=2, by_state={"lag": 2}, refusals_by_state={"lag": 20})
+
+
+def disagreement(triage: Triage) -> None:
+    row = triage["reconfigure_loop"]["tasks"][0]
+    row["disagreement"] = "the container says hung (maps 5 h old), its log healthy (last completed pass 200 s ago)"
+
+
+def backlog(triage: Triage) -> None:
+    queue = {"visible": 40, "not_visible": 0, "oldest_seconds": 1800, "signal": "backing_up"}
+    triage["reconfigure_loop"]["queues"] = {"smtp-in": queue}
+
+
+def rotated(triage: Triage) -> None:
+    old = [{"tier": tier, "task": triage["reconfigure_loop"]["tasks"][0]["task"]} for tier in ("imap", "smtp-out")]
+    triage["reconfigure_loop"]["heartbeat"].update(exists=True, tasks_with_old_value=old)
+
+
 def unseen(triage: Triage) -> None:
     blind(triage)
     refused_at_imap(triage, "5.3.0", "reject_553", 9)
@@ -343,6 +376,12 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "reconfigure.failing": loop_state("failing"),
     "reconfigure.starved": loop_state("starved"),
     "reconfigure.no_ping": loop_state("no_ping"),
+    "reconfigure.bad_row": bad_row,
+    "reconfigure.lag": lag,
+    "reconfigure.disagreement": disagreement,
+    "reconfigure.backlog": backlog,
+    "heartbeat.rotated": rotated,
+    "imap.stray_mail": stray_mail,
     "imap.missing_user": missing_user,
     "imap.maildir_unwritable": unwritable,
     "imap.disk_full": disk_full,
@@ -392,6 +431,14 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "reconfigure.failing": ("reconfigure_loop",),
     "reconfigure.starved": ("reconfigure_loop",),
     "reconfigure.no_ping": ("reconfigure_loop",),
+    "reconfigure.bad_row": ("address_map",),
+    "reconfigure.lag": ("address_map",),
+    "reconfigure.disagreement": ("reconfigure_loop",),
+    "reconfigure.backlog": ("reconfigure_loop",),
+    "heartbeat.rotated": ("reconfigure_loop",),
+    "imap.stray_mail": ("local_delivery",),
+    "imap.planned_roll": ("environment",),
+    "imap.failed_deployment": ("environment",),
     "imap.missing_user": ("local_delivery", "address_map", "tiers"),
     "imap.maildir_unwritable": ("local_delivery",),
     "imap.disk_full": ("local_delivery",),
@@ -886,3 +933,49 @@ def test_a_blind_tier_shows_what_is_left_to_see(triage: Triage, table: list[Any]
     found = judged(triage, table, options)["coverage.blind_tier"]["found"]
     assert "opendkim signed 42 messages" in found
     assert "4 messages wait in its queue; why, as far as mailq says: rate_limited 3" in found
+
+
+def test_one_silent_loop_never_pages_and_all_of_them_do(triage: Triage, table: list[Any], options: Triage) -> None:
+    """Defect 23: all tasks share one check, so one dead ping is a note and the silence of all is the alert."""
+
+    def severity(missed: bool | None) -> str:
+        changed = copy.deepcopy(triage)
+        loop_state("no_ping")(changed)
+        changed["reconfigure_loop"]["heartbeat"].update(missed=missed)
+        return next(
+            f["severity"] for f in judge(changed, table, options)["findings"] if f["id"] == "reconfigure.no_ping"
+        )
+
+    assert (severity(False), severity(None), severity(True)) == ("info", "info", "warning")
+
+
+def test_a_full_disk_of_an_smtp_task_is_not_imap_s(triage: Triage, table: list[Any], options: Triage) -> None:
+    triage["local_delivery"]["disk_full"] = [{"tier": "smtp-in", "path": "/etc/mail", "used_percent": 100}]
+    loop_state("failing")(triage)
+    result = {f["id"]: f for f in judge(triage, table, options)["findings"]}
+    assert "imap.disk_full" not in result
+    first = result["reconfigure.failing"]["next_actions"][0]["text"]
+    assert "Make room" in first
+    assert "smtp-in /etc/mail 100 %" in first
+
+
+def test_dns_that_has_no_imap_in_a_task_is_told_although_cloud_map_lists_it(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    triage["local_delivery"]["imap_in_dns"] = {SMTP_IN: []}
+    finding = next(f for f in judge(triage, table, options)["findings"] if f["id"] == "imap.unresolvable")
+    assert (finding["severity"], finding["confidence"]) == ("critical", "medium")
+    triage["local_delivery"]["imap_in_dns"] = {SMTP_IN: ["10.0.2.45"]}
+    assert "imap.unresolvable" not in [f["id"] for f in judge(triage, table, options)["findings"]]
+
+
+def test_while_makemap_refuses_a_row_nobody_is_told_to_restart_imap(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    imap_stale(triage)
+    row = next(row for row in triage["reconfigure_loop"]["tasks"] if row["tier"] == "imap")
+    row.update(state="failing", why="seen", exit_status=65)
+    verdict = judge(triage, table, options)["verdict"]
+    assert verdict["id"] == "imap.stale_map"
+    assert not verdict.get("remedy")
+    assert not any("pkill" in (action.get("command") or "") for action in verdict["next_actions"])
