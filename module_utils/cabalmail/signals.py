@@ -19,6 +19,8 @@ from .sending import sending_signals
 
 Facts = Mapping[str, Any]
 
+TIERS = ("imap", "smtp-in", "smtp-out")
+
 #: Reasons (see the reason table) by what they say about outgoing mail.
 REFUSAL_REASONS = ("blocklist", "reputation", "rate_limited", "policy")
 AUTHENTICATION_REASONS = ("authentication",)
@@ -77,7 +79,12 @@ def names(triage: Facts, options: Facts) -> dict[str, Any]:
     """Real names for the commands that a person pastes."""
     run = section(triage, "run")
     window = section(triage, "alert").get("window") or {}
+    logs = section(triage, "tiers").get("by_tier") or {}
+    services = section(triage, "environment").get("services") or {}
     return {
+        "service": {tier: (services.get(tier) or {}).get("service") or f"cabal-{tier}" for tier in TIERS},
+        "log_group": {tier: (logs.get(tier) or {}).get("log_group") or f"/ecs/cabal-{tier}" for tier in TIERS},
+        "task": {tier: task_of(triage, tier) for tier in TIERS},
         "cluster": run.get("cluster"),
         "region": run.get("region"),
         "environment": run.get("environment"),
@@ -85,6 +92,13 @@ def names(triage: Facts, options: Facts) -> dict[str, Any]:
         "window_start": window.get("start"),
         "window_end": window.get("end"),
     }
+
+
+def task_of(triage: Facts, tier: str) -> str:
+    """A task of a tier to look into by hand: one that answered before one that is only listed."""
+    rows = [row for row in section(triage, "containers").get("tasks") or [] if row.get("tier") == tier]
+    rows.sort(key=lambda row: row.get("outcome") != "completed")
+    return str(rows[0]["task"]) if rows else f"<task of {tier}>"
 
 
 def alert_signals(triage: Facts) -> dict[str, Any]:
@@ -334,6 +348,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "rejecting_authentication",
             "bad_domains",
             "senders",
+            "relay",
             "by_sender_domain",
             "bad_sender",
             "bad_sender_share",
@@ -383,6 +398,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
         "senders": (log["bounces"].get("senders") or [])[:3],
+        "relay": next((row["relay"] for row in log["bounces"].get("relays") or []), None),
         "by_sender_domain": {
             row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
         },
@@ -471,6 +487,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
             "stale": tasks if rows or tasks else None,
             "all": bool(tasks) and len(tasks) >= (sizes.get(tier) or len(tasks)),
             "count": sizes.get(tier),
+            "unseen": max(0, number(sizes.get(tier)) - len(rows)),
             # Ending a loop's process helps only where there is one.
             "all_hung": bool(tasks) and set(tasks) <= hung,
             "rows": [row for row in rows if row.get("task") in tasks],

@@ -340,7 +340,7 @@ def _finding(row: Mapping[str, Any], scope: Mapping[str, Any], triage: Mapping[s
         "next_actions": [
             {"text": text(action["text"]), "command": text(action["command"]) if action.get("command") else None}
             for action in row["next_actions"]
-            if _holds({"id": row["id"], "all": action.get("all"), "any": action.get("any")}, scope) is not False
+            if _holds({"id": row["id"], "all": action.get("all"), "any": action.get("any")}, scope)
         ],
         "remedy": _remedy(row, scope),
     }
