@@ -27,19 +27,12 @@ import dns.reversename
 import dns.rrset
 import yaml
 
+from . import dkim
 from .model import NAMESPACE, DnsRecord, Scenario
 
 TTL = 3600
 NLB_ADDRESS = "203.0.113.25"
 SELECTOR = "cabal"
-# The public half of a 2048-bit key made for the sandbox; its other half exists nowhere.
-DKIM_KEY = (
-    "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAt7SJ62XKxYnWnIXCa8UfIdMQuBpYu4FJKtKLTGAz4aBGWLbIcogDWR70"
-    "igdC7UDCib5CC2KX6+PzpLlL7YJJkEqqvEAslkOi6yDEfo6WiygpI/1rpPzVHzKZPyYC2f3/n8WmQFHMOej7aacqIGOVYMtWYvgY"
-    "lG8yp19oYZSfB8uywAMy50zSqHSHa3UN1PXnvzdMLOFuQzd8eP9ucBNQTa+91/bSbWJtAAVOiI3tuhpaCiCG1eJkz3oQKYZ2u0hD"
-    "dy/Yi7QtHCkVZJj7/ZHGiR3r5H77oCvlFcp+Yiv4W8kIp3yfLmlZx7z9T66AfMOIkDNQvJ0j8dPLvuozb/fTnQIDAQAB"
-)
-
 BLOCKLISTS = Path(__file__).parents[1] / "data" / "blocklists.yml"
 _TYPES = ("A", "AAAA", "MX", "TXT", "CNAME", "PTR", "NS")
 _RCODES = {"servfail": dns.rcode.SERVFAIL, "refused": dns.rcode.REFUSED, "nxdomain": dns.rcode.NXDOMAIN}
@@ -54,7 +47,7 @@ def published(scenario: Scenario) -> Records:
     control = scenario.control_domain + "."
     eips = [eip.ip for eip in scenario.network.addresses]
     records[control, "TXT"] = [" ".join(["v=spf1", *(f"ip4:{ip}/32" for ip in eips), "~all"])]
-    records[f"{SELECTOR}._domainkey.{control}", "TXT"] = [f"v=DKIM1; k=rsa; p={DKIM_KEY}"]
+    records[f"{SELECTOR}._domainkey.{control}", "TXT"] = [f"v=DKIM1; k=rsa; p={dkim.public_half()}"]
     apexes = scenario.apexes
     if apexes:
         reports = f"mailto:dmarc-reports@mail-admin.{apexes[0]}"

@@ -14,7 +14,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..mail_dns.dmarc import aligned
 from .environment.parts import combine
+from .signing import TABLES_BLANK
 
 Facts = Mapping[str, Any]
 
@@ -98,25 +100,27 @@ def deliverability(
     states: Mapping[str, str] | None,
     control_domain: str,
     small_sample: int,
+    tables: Facts | None = None,
 ) -> dict[str, Any]:
     """The section C(deliverability).
 
     dns: what mail_dns_info returned as C(mail_dns), None when it could not run. states: see C(states_of_domains).
-    small_sample: fewer failed recipients than this say little about shares.
+    small_sample: fewer failed recipients than this say little about shares. tables: see C(signing.signing_tables).
     """
     checked = dns or {"status": "unavailable", "reasons": ["DNS: not asked."], "domains": [], "addresses": []}
     parts = {
         "blocklists": checked.get("blocklists") or _unavailable(BLOCKLISTS_BLANK, "Blocklists: not asked."),
         "concentration": concentration(triage, small_sample),
-        "opendkim": opendkim(triage),
+        "opendkim": opendkim(triage, tables, checked.get("domains") or []),
         "dmarc": dmarc(triage),
     }
     status, reasons = combine([checked, *parts.values()])
+    rows = [_with_key(row, parts["opendkim"]["tables"], control_domain) for row in checked.get("domains") or []]
     return {
         "status": status,
         "reasons": reasons,
         "addresses": _with_zones(checked.get("addresses") or [], triage),
-        "domains": [_by_design(row, states, control_domain) for row in checked.get("domains") or []],
+        "domains": [_by_design(row, states, control_domain) for row in rows],
         "dns": {
             "status": checked["status"],
             "reasons": list(checked["reasons"]),
@@ -183,8 +187,11 @@ def _provider(row: Facts, recipients: int, attempts: int | None) -> dict[str, An
     }
 
 
-def opendkim(triage: Facts) -> dict[str, Any]:
-    """What opendkim on smtp-out signed and what not, over all tasks, and whether it runs (None: not looked)."""
+def opendkim(triage: Facts, tables: Facts | None = None, checked: Sequence[Facts] = ()) -> dict[str, Any]:
+    """What opendkim on smtp-out signed and what not, over all tasks, and whether it runs (None: not looked).
+
+    tables: its tables in the tasks. checked: the domains that DNS was asked about, for how strictly they align.
+    """
     log = _tier(triage)
     tasks = _section(log, "tasks")
     signed: Counter[str] = Counter()
@@ -201,15 +208,50 @@ def opendkim(triage: Facts) -> dict[str, Any]:
         if row.get("tier") == TIER
     }
     read = _section(log, "coverage").get("status") in ("complete", "partial")
+    apexes = mail_domains(triage)
+    tables = tables or _unavailable(TABLES_BLANK, "opendkim's tables: not read.")
+    foreign = [*(log.get("foreign_signatures") or []), *tables["foreign"]]
     return {
         "status": "complete" if read else "unavailable",
         "reasons": [] if read else [f"opendkim: the log of {TIER} was not read."],
         "signed": dict(signed.most_common(TOP)),
         "no_match": dict(no_match.most_common(TOP)),
+        # By design apexes have no line, and mail of others that we forward is not ours to sign.
+        "no_match_ours": {name: count for name, count in no_match.most_common(TOP) if _is_address_domain(name, apexes)},
         "key_errors": numbers["key_errors"] if read else None,
         "not_internal": numbers["not_internal"] if read else None,
         "running": running,
+        "foreign": _misaligned(foreign, apexes, checked),
+        "tables": dict(tables),
     }
+
+
+def _is_address_domain(name: str, apexes: Sequence[str]) -> bool:
+    return name not in apexes and _below(name, apexes)
+
+
+def _misaligned(foreign: Iterable[Facts], apexes: Sequence[str], checked: Sequence[Facts]) -> list[dict[str, Any]]:
+    """Signatures that do not speak for their sender (RFC 7489, 3.1), one entry a pair of domains."""
+    modes = {
+        str(row["domain"]): (_section(row.get("dmarc") or {}, "alignment").get("dkim") or "relaxed") for row in checked
+    }
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in foreign:
+        sender, signer = str(row["sender_domain"]), str(row["signed_by"])
+        if _below(sender, apexes) and not aligned(signer, sender, modes.get(sender, "relaxed")):
+            found.setdefault((sender, signer), dict(row))
+    return list(found.values())[:TOP]
+
+
+def _with_key(row: Facts, tables: Facts, control_domain: str) -> dict[str, Any]:
+    """Whether a domain's key is the one that the tier signs with (None: not known), and the record to publish it by."""
+    check = dict(row.get("dkim") or {})
+    digest = tables.get("key_sha256")
+    published = check.get("key_sha256")
+    check["matches_tier"] = published == digest if published and digest else None
+    if tables.get("key_record") and row["domain"] == control_domain.rstrip(".").lower():
+        check["publish"] = {"name": check.get("name"), "type": "TXT", "value": tables["key_record"]}
+    return {**row, "dkim": check}
 
 
 def dmarc(triage: Facts) -> dict[str, Any]:

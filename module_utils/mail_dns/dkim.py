@@ -54,25 +54,51 @@ def parse_key(text: str) -> Key:
         raw = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("p= is not base64") from None
-    return Key(kind, _bits(kind, raw), False, testing, hashlib.sha256(raw).hexdigest())
+    if kind == "rsa":
+        numbers = rsa_numbers(raw)
+        return Key(kind, numbers[0].bit_length(), False, testing, rsa_digest(*numbers))
+    return Key(kind, _other_bits(kind, raw), False, testing, hashlib.sha256(raw).hexdigest())
 
 
 def _words(text: str) -> list[str]:
     return [word.strip().lower() for word in text.split(":")]
 
 
-def _bits(kind: str, raw: bytes) -> int:
-    if kind == "ed25519":
-        if len(raw) != 32:
-            raise ValueError("p= is no Ed25519 key of 32 bytes")
-        return 256
-    if kind != "rsa":
+def _other_bits(kind: str, raw: bytes) -> int:
+    if kind != "ed25519":
         raise ValueError(f"k={kind[:20]} is no key type that receivers know")
-    return rsa_bits(raw)
+    if len(raw) != 32:
+        raise ValueError("p= is no Ed25519 key of 32 bytes")
+    return 256
 
 
-def rsa_bits(raw: bytes) -> int:
-    """Length of an RSA key, as SubjectPublicKeyInfo or bare RSAPublicKey (DER); ValueError when it is neither."""
+def rsa_digest(modulus: int, exponent: int) -> str:
+    """SHA-256 of an RSA key's numbers: the same for each of the forms in which a key is written."""
+    return hashlib.sha256(f"{modulus:x}:{exponent:x}".encode()).hexdigest()
+
+
+def rsa_record(modulus: int, exponent: int) -> str:
+    """The record that publishes an RSA key, as the deployment's Terraform writes it."""
+    numbers = _der(0x30, _der_number(modulus) + _der_number(exponent))
+    algorithm = _der(0x30, _RSA + b"\x05\x00")
+    info = _der(0x30, algorithm + _der(0x03, b"\x00" + numbers))
+    return f"v=DKIM1; k=rsa; p={base64.b64encode(info).decode('ascii')}"
+
+
+def _der_number(number: int) -> bytes:
+    return _der(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
+
+
+def rsa_numbers(raw: bytes) -> tuple[int, int]:
+    """Modulus and exponent of a SubjectPublicKeyInfo or bare RSAPublicKey (DER); ValueError when it is neither."""
     body = _element(raw, 0x30)[0]
     if body[:1] == b"\x30":
         algorithm, rest = _element(body, 0x30)
@@ -81,11 +107,10 @@ def rsa_bits(raw: bytes) -> int:
         bits = _element(rest, 0x03)[0]
         body = _element(bits[1:], 0x30)[0]
     modulus, rest = _element(body, 0x02)
-    exponent = _element(rest, 0x02)[0]
-    number = int.from_bytes(modulus, "big")
-    if not number or not int.from_bytes(exponent, "big"):
+    numbers = int.from_bytes(modulus, "big"), int.from_bytes(_element(rest, 0x02)[0], "big")
+    if not all(numbers):
         raise ValueError("p= is no RSA key")
-    return number.bit_length()
+    return numbers
 
 
 def _element(data: bytes, tag: int) -> tuple[bytes, bytes]:

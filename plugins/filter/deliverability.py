@@ -15,12 +15,14 @@ from ansible import constants as C
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
 from ansible.module_utils.cabalmail.deliverability import (  # noqa: E402
+    TIER,
     deliverability,
     mail_domains,
     outbound_addresses,
     sending_domains,
     states_of_domains,
 )
+from ansible.module_utils.cabalmail.signing import expected_domains, signing_tables  # noqa: E402
 
 
 def deliverability_evidence(
@@ -40,7 +42,9 @@ def deliverability_evidence(
         dns = {"status": "unavailable", "reasons": [f"DNS: {said}"]}
     domains = {str(row["domain"]) for row in dns.get("domains") or []}
     states = states_of_domains(Path(work_dir), domains)
-    return deliverability(triage, dns, states, control_domain, int(small_sample))
+    tasks = [row for row in (triage.get("containers") or {}).get("tasks") or [] if row.get("tier") == TIER]
+    tables = signing_tables(tasks, Path(work_dir), expected_domains(Path(work_dir)))
+    return deliverability(triage, dns, states, control_domain, int(small_sample), tables)
 
 
 class FilterModule:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .. import dkim
 from ..model import Address, Loop, QueuedMessage, TaskSpec, User
 from .container import maps
 from .debian import BINARIES, Unpacked
@@ -235,6 +236,7 @@ def build(spec: TaskSpec, root: Path, host: Host, map_maker: MapMaker, imap_addr
     _write(root, "/var/log/maillog", "")
     os.mkfifo(root / "run" / "idle")
     if spec.tier == "smtp-out":
+        _write(root, "/etc/opendkim/keys/cabal", dkim.private_half())
         _write(root, "/etc/mail/access", _SMTP_OUT_ACCESS)
         map_maker.make(root, "/etc/mail/access", _SMTP_OUT_ACCESS)
     _users(spec, root, host)

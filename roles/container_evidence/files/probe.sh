@@ -201,6 +201,37 @@ maps() {
   done
 }
 
+# Modulus and exponent of the key that opendkim signs with: what DNS shows to everybody, and nothing of the private half.
+public_half() {
+  python3 -S - "$1" 2>/dev/null <<'PYTHON'
+import base64, sys
+
+pem = open(sys.argv[1], encoding="ascii").read()
+der = base64.b64decode("".join(line for line in pem.splitlines() if "-" not in line and ":" not in line))
+
+def element(at):
+    size, at = der[at + 1], at + 2
+    if size & 128:
+        size, at = int.from_bytes(der[at : at + (size & 127)], "big"), at + (size & 127)
+    return at, at + size
+
+after_version = element(element(0)[0])[1]
+if der[after_version] == 0x30:  # PKCS#8: the algorithm, then the key of PKCS#1 in an octet string
+    after_version = element(element(element(element(after_version)[1])[0])[0])[1]
+modulus = element(after_version)
+exponent = element(modulus[1])
+print(*(der[start:end].hex() for start, end in (modulus, exponent)))
+PYTHON
+}
+
+signing() {
+  for file in /etc/opendkim/KeyTable /etc/opendkim/SigningTable; do
+    [ -r "$file" ] && section table "$file" cat "$file"
+  done
+  key=/etc/opendkim/keys/cabal
+  [ -r "$key" ] && have python3 && section key "$key" public_half "$key"
+}
+
 say "cabalmail-probe 1"
 clock
 configuration
@@ -212,6 +243,7 @@ storage
 memory
 people
 clock
+signing
 have mailq && section mailq - limit 10 mailq -v
 maps
 clock

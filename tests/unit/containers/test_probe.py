@@ -16,6 +16,9 @@ import pytest
 from ansible.module_utils.cabalmail import containers
 from ansible.module_utils.cabalmail.privacy import Masker
 from ansible.module_utils.cabalmail.probe import parse
+from ansible.module_utils.cabalmail.signing import read_key, read_tables
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 MASKER = Masker(b"k" * 32)
 LOOP = "/usr-local/reconfigure.sh &"
@@ -264,3 +267,32 @@ def test_the_script_is_clean() -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck here")
     subprocess.run(["shellcheck", str(PROBE)], check=True)
+
+
+@pytest.mark.parametrize("form", ["TraditionalOpenSSL", "PKCS8"])
+def test_of_the_signing_key_only_the_public_numbers_are_told(container: Any, form: str) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, getattr(serialization.PrivateFormat, form), serialization.NoEncryption()
+    )
+    container.write("/etc/opendkim/keys/cabal", pem, mode=0o600)
+    probe = parse(container.run())
+    numbers = key.private_numbers()
+    assert read_key(probe) == (numbers.public_numbers.n, numbers.public_numbers.e)
+    said = b"".join(part.read().data for part in probe.sections.values())
+    assert f"{numbers.p:x}".encode() not in said
+    assert pem.splitlines()[1] not in said
+
+
+def test_a_signing_key_that_is_none_is_unknown(container: Any) -> None:
+    container.write("/etc/opendkim/keys/cabal", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    assert read_key(parse(container.run())) is None
+
+
+def test_the_signing_tables_are_read(container: Any) -> None:
+    container.write("/etc/opendkim/KeyTable", "cabal._domainkey.s.example s.example:cabal:/etc/opendkim/keys/cabal\n")
+    container.write("/etc/opendkim/SigningTable", "*@s.example cabal._domainkey.s.example\n")
+    tables = read_tables(parse(container.run()))
+    assert tables is not None
+    assert tables.signed == {"s.example": "cabal._domainkey.s.example"}
+    assert tables.keys == {"cabal._domainkey.s.example": "s.example"}

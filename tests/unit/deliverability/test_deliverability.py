@@ -273,3 +273,42 @@ def test_reports_not_read(triage: dict[str, Any]) -> None:
     triage["environment"]["dmarc"] = {"status": "unavailable", "reasons": ["Scan was denied."]}
     found = dmarc(triage)
     assert (found["status"], found["ours"], found["reasons"]) == ("unavailable", None, ["Scan was denied."])
+
+
+# -- opendkim, alignment and key
+
+CHECKED = [{"domain": NEWS, "dkim": {"status": "ok", "key_sha256": "aa"}, "dmarc": {"alignment": {"dkim": "relaxed"}}}]
+
+
+def test_a_signature_of_another_domain_does_not_align(triage: dict[str, Any]) -> None:
+    smtp_out(triage)["foreign_signatures"] = [{"sender_domain": NEWS, "signed_by": CONTROL, "messages": 7}]
+    (found,) = opendkim(triage, None, CHECKED)["foreign"]
+    assert (found["sender_domain"], found["signed_by"], found["messages"]) == (NEWS, CONTROL, 7)
+
+
+@pytest.mark.parametrize(("mode", "count"), [("relaxed", 0), ("strict", 1)])
+def test_a_signature_of_the_same_organisation_aligns_unless_strict(
+    triage: dict[str, Any], mode: str, count: int
+) -> None:
+    smtp_out(triage)["foreign_signatures"] = [
+        {"sender_domain": NEWS, "signed_by": "shop.harborlight.example", "messages": 7}
+    ]
+    checked = [{**CHECKED[0], "dmarc": {"alignment": {"dkim": mode}}}]
+    assert len(opendkim(triage, None, checked)["foreign"]) == count
+
+
+def test_mail_of_others_is_not_ours_to_sign(triage: dict[str, Any]) -> None:
+    said = next(iter(smtp_out(triage)["tasks"].values()))["opendkim"]
+    said["no_match"] = {"list.example.net": 9, "harborlight.example": 3, NEWS: 2}
+    assert opendkim(triage)["no_match_ours"] == {NEWS: 2, "x.harborlight.example": 2}
+
+
+@pytest.mark.parametrize(("tier_key", "matches"), [("aa", True), ("bb", False), (None, None)])
+def test_the_published_key_against_the_one_that_signs(
+    triage: dict[str, Any], tier_key: str | None, matches: bool | None
+) -> None:
+    tables = {"status": "complete", "reasons": [], "foreign": [], "key_sha256": tier_key, "key_record": "v=DKIM1; p=x"}
+    dns = {**checked(), "domains": [CHECKED[0], {"domain": CONTROL, "dkim": {"name": f"cabal._domainkey.{CONTROL}"}}]}
+    rows = deliverability(triage, dns, {NEWS: "active"}, CONTROL, 20, tables)["domains"]
+    assert rows[0]["dkim"]["matches_tier"] is matches
+    assert rows[1]["dkim"]["publish"]["value"] == "v=DKIM1; p=x"

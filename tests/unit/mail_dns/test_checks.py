@@ -155,7 +155,7 @@ def test_a_short_key(zone: Zone, check: Check) -> None:
     assert row(check())["dkim"]["bits"] == 1024
     modulus = (1 << 511) | 1
     integer = modulus.to_bytes(65, "big")
-    assert dkim_records.rsa_bits(b"\x30\x48\x02\x41" + integer + b"\x02\x03\x01\x00\x01") == 512
+    assert dkim_records.rsa_numbers(b"\x30\x48\x02\x41" + integer + b"\x02\x03\x01\x00\x01")[0].bit_length() == 512
 
 
 def test_another_key_than_the_control_domains(zone: Zone, check: Check) -> None:
