@@ -76,7 +76,7 @@ def _parse(events: list[tuple[int, str]], counts: TierAggregator) -> None:
         record = parse(line, at).record
         if type(record) is Delivery:
             if record.outcome in ("bounced", "deferred"):
-                counts._judge(record, record.recipients())
+                counts._failure(record, record.recipients(), counts._failures, counts._reasons)
         elif type(record) is Rejection:
             counts._rejection(record, at, "smtp-out/smtp-out/task", line)
 

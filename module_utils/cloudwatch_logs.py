@@ -9,7 +9,8 @@ are inclusive. The quota counts requests of the account and region, so one bucke
 retries would not know it and are off.
 
 A group is asked for whole first, which is all for a small incident. When there is a second page, the window is cut into
-slices of a few pages each, read side by side. What two requests both bring is dropped by the receiver by event id.
+slices of a few pages each, read side by side. A free thread takes a slice of the group that the fewest are at, so that
+pages of all groups come at the same time. What two requests both bring is dropped by the receiver by event id.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import random
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -169,7 +170,8 @@ class Reader:
         self._client = client
         self._until = until
         self._threads = threads
-        self._work: deque[Slice] = deque()
+        self._work: list[Slice] = []
+        self._busy: Counter[str] = Counter()
         self._open: dict[str, int] = {}
         self._failed: set[str] = set()
         self._change = threading.Condition()
@@ -226,11 +228,15 @@ class Reader:
                 if not any(self._open.values()) or time.monotonic() > self._until:
                     return None
                 self._change.wait(0.2)
-            return self._work.popleft()
+            piece = min(self._work, key=lambda waiting: self._busy[waiting.tier])
+            self._work.remove(piece)
+            self._busy[piece.tier] += 1
+            return piece
 
     def _close(self, tier: str) -> None:
         with self._change:
             self._open[tier] -= 1
+            self._busy[tier] -= 1
             done = not any(self._open.values())
             self._change.notify_all()
         if done:
@@ -241,9 +247,9 @@ class Reader:
             self._failed.add(tier)
             if self.outcomes[tier].problem is None:
                 self.outcomes[tier].problem = problem
-            dropped = sum(1 for piece in self._work if piece.tier == tier)
-            self._work = deque(piece for piece in self._work if piece.tier != tier)
-            self._open[tier] -= dropped
+            kept = [piece for piece in self._work if piece.tier != tier]
+            self._open[tier] -= len(self._work) - len(kept)
+            self._work = kept
 
     def _read_slice(self, piece: Slice) -> None:
         token: str | None = None

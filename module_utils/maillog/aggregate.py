@@ -16,12 +16,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 from ..cabalmail.privacy import Masker
 from ..cabalmail.time import format_rfc3339
-from .digests import DigestMap, DigestSet
+from .digests import DigestMap, DigestSet, Marked
 from .parser import Parser
 from .reasons import Attempt, Classifier, Reason
 from .records import Delivery, Notice, Other, Received, Record, Rejection, split_recipients
@@ -69,6 +68,31 @@ class _Judged(NamedTuple):
     text: str
 
 
+class _Failure:
+    """What failed alike, counted in one place: one reason, normal form of the answer, code, relay and provider."""
+
+    __slots__ = (
+        "code", "ip", "lines", "own", "provider", "reason", "recipients", "relay", "sample", "tally", "text",
+    )  # fmt: skip
+
+    def __init__(
+        self, reason: Reason, text: str, code: str, relay: str | None, ip: str | None, own: bool,
+        provider: _Provider | None, tally: _ReasonTally,
+    ) -> None:  # fmt: skip
+        self.reason, self.text, self.code = reason, text, code
+        self.relay, self.ip, self.own, self.provider = relay, ip, own, provider
+        self.tally = tally
+        self.lines = 0
+        self.recipients = 0
+        # When, stream and text of the earliest line.
+        self.sample: tuple[int, str, str] | None = None
+
+    @property
+    def where(self) -> str:
+        """The provider, our own host or local delivery."""
+        return self.provider.name if self.provider else OWN_HOST if self.own else LOCAL
+
+
 class _Tally:
     """Counts of one key: lines, messages (each once) and recipients."""
 
@@ -78,6 +102,17 @@ class _Tally:
         self.lines = 0
         self.messages = 0
         self.recipients = 0
+
+
+class _ReasonTally(_Tally):
+    """Counts of one reason; `mark` stands for it in `Marked`."""
+
+    __slots__ = ("domains", "mark")
+
+    def __init__(self, mark: int) -> None:
+        super().__init__()
+        self.mark = mark
+        self.domains: set[str] = set()
 
 
 class _Held:
@@ -90,19 +125,20 @@ class _Held:
         self.recipients = 0
         self.reasons: Counter[str] = Counter()
 
-    def add(self, reason: str, recipients: int) -> None:
-        """Count one line and the recipients that it names for the first time."""
-        self.lines += 1
+    def add(self, reason: str, lines: int, recipients: int) -> None:
+        """Count lines and the recipients that they name for the first time."""
+        self.lines += lines
         self.recipients += recipients
         if recipients:
             self.reasons[reason] += recipients
 
 
 class _Provider:
-    __slots__ = ("attempts", "messages", "mx", "name", "reasons", "recipients", "sent")
+    __slots__ = ("attempts", "mark", "messages", "mx", "name", "reasons", "recipients", "sent")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mark: int) -> None:
         self.name = name
+        self.mark = mark
         self.mx: str | None = None
         self.attempts = 0
         self.sent = 0
@@ -159,7 +195,9 @@ class TierAggregator:
         self._same = DigestSet()
         self._tasks: dict[str, TaskLog] = {}
         self._streams: dict[str, TaskLog] = {}
+        # By what decides, as it is logged: the reason and the normal words; the failures of that kind.
         self._judged: dict[tuple[str | None, ...], _Judged] = {}
+        self._failure_of: dict[tuple[str | None, ...], _Failure] = {}
         self._kinds: Counter[str] = Counter()
         self._events = 0
         self._mail_lines = 0
@@ -174,12 +212,12 @@ class TierAggregator:
         # Bounces.
         self._bounced_lines = 0
         self._pairs = DigestSet()
-        self._messages = DigestSet()
-        self._message_keys = DigestSet()
+        self._messages = Marked()
+        self._failures: dict[tuple[str | None, ...], _Failure] = {}
         self._noticed: dict[int, tuple[int, str]] = {}
         self._span: list[int] = []
         self._codes: dict[str, _Tally] = {}
-        self._reasons: dict[tuple[str, str], _Tally] = {}
+        self._reasons: dict[tuple[str, str], _ReasonTally] = {}
         self._tells: dict[tuple[str, str], bool] = {}
         self._domains: Counter[str] = Counter()
         self._domain_attempts: dict[str, int] = {}
@@ -196,31 +234,28 @@ class TierAggregator:
         self._senders: dict[str, int] = {}
         self._sender_keys: list[tuple[str, str]] = []
         self._relay_ids: dict[tuple[str | None, str | None], int] = {}
-        self._sender_recipients: Counter[tuple[int, str]] = Counter()
-        self._awaited: dict[int, Counter[str]] = {}
+        self._sender_recipients: Counter[tuple[int | None, str]] = Counter()
         # Signatures that name another domain than the sender's, and those whose sender no line has named yet.
         self._foreign_signatures: Counter[tuple[str, str]] = Counter()
         self._signed: dict[int, str] = {}
         # Bounces that the metric does not see.
         self._unseen: Counter[str] = Counter()
         self._unseen_pairs = DigestSet()
-        self._unseen_messages = DigestSet()
-        self._unseen_reasons: dict[tuple[str, str], _Tally] = {}
+        self._unseen_messages = Marked()
+        self._unseen_reasons: dict[tuple[str, str], _ReasonTally] = {}
         self._unseen_relays: dict[tuple[str | None, str | None], _Tally] = {}
         self._unseen_awaited: dict[int, _Tally] = {}
         # Refusals, deferrals, messages given up.
         self._rejects: Counter[tuple[str, str, str]] = Counter()
         self._refused = DigestSet()
-        self._deferral_lines = 0
         self._unread = 0
-        self._deferred_messages = DigestSet()
-        self._deferral_codes: Counter[str] = Counter()
-        self._deferral_reasons: dict[tuple[str, str], _Tally] = {}
-        self._deferral_relays: Counter[tuple[str | None, str | None]] = Counter()
+        self._deferrals: dict[tuple[str | None, ...], _Failure] = {}
         self._deferral_seconds: Counter[int] = Counter()
-        self._deferral_pairs = DigestSet()
-        self._deferral_reason_pairs = DigestSet()
-        self._deferral_domains: set[tuple[str, str, str]] = set()
+        self._deferred_messages = Marked()
+        self._deferral_pairs = Marked()
+        self._deferral_codes: Counter[str] = Counter()
+        self._deferral_reasons: dict[tuple[str, str], _ReasonTally] = {}
+        self._deferral_relays: Counter[tuple[str | None, str | None]] = Counter()
         self._deferral_providers: dict[str, _Held] = {}
         self._deferral_own = _Held()
         self._deferral_replies: Counter[tuple[str, str, str, str]] = Counter()
@@ -322,57 +357,90 @@ class TierAggregator:
             # Refused by us at the end of the data; the line that says why is counted as the refusal.
             return
         to = record.to
-        count = to.count(",") + 1 if '"' not in to and "\\" not in to else len(split_recipients(to))
+        if outcome == "deferred":
+            recipients = split_recipients(to)
+            count = len(recipients)
+            self._minute(when)[_DEFERRED] += count
+            self._deferral(record, recipients, when)
+        else:
+            recipients = [to] if "," not in to else split_recipients(to)
+            count = len(recipients)
+            provider = self._provider(record)
+            if provider is not None:
+                provider.attempts += count
+            if outcome == "sent":
+                self._minute(when)[_SENT] += count
+                if provider is not None:
+                    provider.sent += count
         self._kinds[outcome] += 1
         self._deliveries[outcome] += count
-        provider = self._attempt(record, count, outcome == "sent")
-        if outcome == "sent":
-            self._minute(when)[_SENT] += count
-        elif outcome == "deferred":
-            self._minute(when)[_DEFERRED] += count
-            self._deferral(record, when, provider)
+        self._domain_attempts_of(recipients)
 
-    def _attempt(self, record: Delivery, count: int, sent: bool) -> _Provider | None:
-        """Count an attempt for the provider that was spoken to; None for our own hosts and local delivery."""
+    def _provider(self, record: Delivery) -> _Provider | None:
+        """The provider that was spoken to; None for our own hosts and local delivery."""
         relay = record.relay
-        self._domain_attempt(record.to, count)
         if record.mailer in _LOCAL_MAILERS or relay in self._own:
             return None
         key = relay or _domain(record.to.rstrip(">"))
         found = self._provider_of.get(key)
         if found is None:
             provider = self._classifier.providers.provider(relay, None if relay else key)
-            found = self._providers.setdefault(provider.name, _Provider(provider.name))
+            found = self._providers.get(provider.name)
+            if found is None:
+                found = self._providers[provider.name] = _Provider(provider.name, len(self._providers) + 1)
             # The least of the names, so that the order of the lines does not show.
             if provider.registrable and (found.mx is None or provider.registrable < found.mx):
                 found.mx = provider.registrable
             if len(self._provider_of) >= _MAX_KEYS:
                 self._provider_of.clear()
             self._provider_of[key] = found
-        found.attempts += count
-        if sent:
-            found.sent += count
         return found
 
-    def _domain_attempt(self, to: str, count: int) -> None:
+    def _domain_attempts_of(self, recipients: list[str]) -> None:
         """Attempts by domain, as it is written; the sum over spellings is made at the end."""
         attempts = self._domain_attempts
-        for address in (to,) if count == 1 else split_recipients(to)[:count]:
+        for address in recipients:
             domain = address[address.rfind("@") + 1 :]
             if domain in attempts:
                 attempts[domain] += 1
             elif len(attempts) < _MAX_KEYS:
                 attempts[domain] = 1
 
-    def _judge(self, record: Delivery, recipients: list[str]) -> _Judged:
-        """The reason of a failed delivery and the normal form of the words, cached by what they depend on."""
-        reply, stat = record.reply, record.stat
+    def _failure(
+        self, record: Delivery, recipients: list[str], known: dict[tuple[str | None, ...], _Failure],
+        reasons: dict[tuple[str, str], _ReasonTally],
+    ) -> _Failure:  # fmt: skip
+        """Where a failed delivery is counted, found by what its reason, words and provider depend on."""
+        reply, stat, relay = record.reply, record.stat, record.relay
         if recipients:
             # Most answers repeat the address; without it, the same answer is the same text.
             address = recipients[0]
             if len(address) > 3:
                 reply = reply.replace(address, _SOMEONE) if reply else reply
                 stat = stat.replace(address, _SOMEONE)
+        domain = None if relay else _domain(record.to.rstrip(">"))
+        raw = (reply, stat, record.dsn, relay, record.relay_ip, record.mailer, domain, record.outcome)
+        found = self._failure_of.get(raw)
+        if found is None:
+            reason, text = self._judge(record, reply, stat, recipients)
+            if not reason.tells:
+                self._tells[reason.id, reason.fault] = False
+            provider = self._provider(record)
+            code = record.dsn or ((record.reply or "")[:3] if record.outcome == "bounced" else "") or "none"
+            key = (reason.id, reason.fault, text, code, relay, record.relay_ip, provider.name if provider else None)
+            if len(known) >= _MAX_KEYS or len(self._failure_of) >= _MAX_KEYS:
+                self._sum_up()
+            found = known.get(key)
+            if found is None:
+                tally = self._tally(reasons, reason)
+                found = known[key] = _Failure(
+                    reason, text, code, relay, record.relay_ip, relay in self._own, provider, tally
+                )
+            self._failure_of[raw] = found
+        return found
+
+    def _judge(self, record: Delivery, reply: str | None, stat: str, recipients: list[str]) -> _Judged:
+        """The reason of a failed delivery and the normal form of the words, cached by what they depend on."""
         key = (reply, stat, record.dsn, record.relay, record.mailer)
         found = self._judged.get(key)
         if found is None:
@@ -411,62 +479,94 @@ class TierAggregator:
         return self._masker.text(f"{digits} {normal}".strip())
 
     def _bounce(self, record: Delivery, when: int, stream: str, message: str) -> None:
-        recipients = record.recipients()
-        reason, text = self._judge(record, recipients)
-        dsn, relay = record.dsn, record.relay
-        own = relay in self._own
-        code = dsn or (record.reply or "")[:3] or "none"
-        self._kinds["bounced"] += 1
-        if dsn is not None and dsn[0] == "5":
+        recipients = split_recipients(record.to)
+        queue_id, is_new = record.queue_id, self._pairs.add
+        fresh = [address for address in recipients if is_new(hash((queue_id, address.lower())))]
+        count = len(fresh)
+        failure = self._failure(record, recipients, self._failures, self._reasons)
+        failure.lines += 1
+        failure.recipients += count
+        if record.dsn is not None and record.dsn[0] == "5":
             self._bounced_lines += 1
+        provider = failure.provider if count else None
+        for_reason, for_provider = self._messages.add(
+            hash(queue_id), failure.tally.mark, provider.mark if provider else 0, count
+        )
+        if for_reason:
+            failure.tally.messages += 1
+        if provider and for_provider:
+            provider.messages += 1
         self._mark(when)
         minute = self._minute(when)
         minute[_BOUNCED] += 1
-        queue_id = record.queue_id
-        message_digest = hash(queue_id)
-        fresh = [address for address in recipients if self._pairs.add(hash((queue_id, address.lower())))]
-        provider = self._attempt(record, len(fresh), False)
-        count = len(fresh)
         minute[_RECIPIENTS] += count
-        self._deliveries["bounced"] += count
-        self._messages.add(message_digest)
-        self._tally(self._reasons, reason, message_digest, 1, count)
-        code_tally = self._codes.get(code) or self._codes.setdefault(code, _Tally())
-        code_tally.lines += 1
-        code_tally.recipients += count
         if not count:
             return
+        self._domain_attempts_of(fresh)
+        domains = self._domains
         for address in fresh:
-            self._domains[_domain(address)] += 1
-        self._relays[relay, record.relay_ip] += count
+            domains[address[address.rfind("@") + 1 :] if "@" in address else LOCAL] += 1
+        sample = failure.sample
+        if sample is None or when < sample[0] or (when == sample[0] and message < sample[2]):
+            failure.sample = (when, stream, message)
+        if len(self.failed) < _MAX_FAILED:
+            self._fail(fresh, record, failure, when)
+
+    def _sum_up(self) -> None:
+        """Add what was counted by failure to the counts by reason, code, relay, provider and reply."""
+        for failure in self._failures.values():
+            self._sum_up_bounces(failure)
+        for failure in self._deferrals.values():
+            self._sum_up_deferrals(failure)
+        self._failures.clear()
+        self._deferrals.clear()
+        self._failure_of.clear()
+
+    def _sum_up_bounces(self, failure: _Failure) -> None:
+        reason, lines, count, provider = failure.reason, failure.lines, failure.recipients, failure.provider
+        self._kinds["bounced"] += lines
+        self._deliveries["bounced"] += count
+        failure.tally.lines += lines
+        failure.tally.recipients += count
+        code = self._codes.setdefault(failure.code, _Tally())
+        code.lines += lines
+        code.recipients += count
+        if not count:
+            return
+        self._relays[failure.relay, failure.ip] += count
         if provider is not None:
+            provider.attempts += count
             provider.recipients += count
             provider.reasons[reason.id] += count
-            if self._message_keys.add(hash((message_digest, provider.name))):
-                provider.messages += 1
-        if own:
-            self._own_relays[relay or ""] += count
+        if failure.own:
+            self._own_relays[failure.relay or ""] += count
             self._own_reasons[reason.id] += count
-            self._own_codes[code] += count
-        self._from_origin(message_digest, reason.id, count)
-        where = provider.name if provider else OWN_HOST if own else LOCAL
-        self._count_reply(self._replies, text, reason, where, code, count)
-        self._sample(reason, code, when, stream, message)
-        self._fail(fresh, record, reason, code, when)
+            self._own_codes[failure.code] += count
+        self._count_reply(self._replies, failure.text, reason, failure.where, failure.code, count)
+        if failure.sample is not None:
+            self._sample(reason, failure.code, *failure.sample)
 
-    def _tally(
-        self, table: dict[tuple[str, str], _Tally], reason: Reason, message: int, lines: int, recipients: int
-    ) -> None:
+    def _sum_up_deferrals(self, failure: _Failure) -> None:
+        reason, lines, count, provider = failure.reason, failure.lines, failure.recipients, failure.provider
+        failure.tally.lines += lines
+        failure.tally.recipients += count
+        self._deferral_codes[failure.code] += lines
+        self._deferral_relays[failure.relay, failure.ip] += lines
+        if provider is not None:
+            self._deferral_providers.setdefault(provider.name, _Held()).add(reason.id, lines, count)
+        elif failure.own:
+            self._deferral_own.add(reason.id, lines, count)
+        self._count_reply(self._deferral_replies, failure.text, reason, failure.where, failure.code, count)
+
+    def _tally(self, table: dict[tuple[str, str], _ReasonTally], reason: Reason) -> _ReasonTally:
+        """The counts of a reason in a table; their marks are numbered from 1."""
         key = (reason.id, reason.fault)
-        found = table.get(key)
-        if found is None:
-            found = table[key] = _Tally()
-        found.lines += lines
-        found.recipients += recipients
-        if self._message_keys.add(hash((message, key, id(table)))):
-            found.messages += 1
         if not reason.tells:
             self._tells[key] = False
+        found = table.get(key)
+        if found is None:
+            found = table[key] = _ReasonTally(len(table) + 1)
+        return found
 
     @staticmethod
     def _count_reply(
@@ -484,15 +584,15 @@ class TierAggregator:
         if held is None or (when, message) < (held[0], held[2]):
             self._samples[key] = (when, stream.rpartition("/")[2], message)
 
-    def _fail(self, addresses: list[str], record: Delivery, reason: Reason, code: str, when: int) -> None:
+    def _fail(self, addresses: list[str], record: Delivery, failure: _Failure, when: int) -> None:
         for address in addresses[: _MAX_FAILED - len(self.failed)]:
             self.failed.append(
                 {
                     "address": address,
                     "tier": self.tier,
                     "queue_id": record.queue_id,
-                    "reason": reason.id,
-                    "code": code,
+                    "reason": failure.reason.id,
+                    "code": failure.code,
                     "reply": record.reply or record.stat,
                     "time": format_rfc3339(when, milliseconds=True),
                     "relay": record.relay,
@@ -509,37 +609,27 @@ class TierAggregator:
         elif when > self._span[1]:
             self._span[1] = when
 
-    def _deferral(self, record: Delivery, when: int, provider: _Provider | None) -> None:
-        recipients = record.recipients()
-        reason, text = self._judge(record, recipients)
-        queue_id, message = record.queue_id, hash(record.queue_id)
-        code = record.dsn or "none"
-        self._deferral_lines += 1
+    def _deferral(self, record: Delivery, recipients: list[str], when: int) -> None:
+        failure = self._failure(record, recipients, self._deferrals, self._deferral_reasons)
+        tally, provider = failure.tally, failure.provider
+        queue_id = record.queue_id
+        message = hash(queue_id)
         self._deferral_seconds[when // 1000] += 1
-        self._deferred_messages.add(message)
-        self._deferral_codes[code] += 1
-        self._deferral_relays[record.relay, record.relay_ip] += 1
-        count = 0
+        failure.lines += 1
+        if self._deferred_messages.add(message, tally.mark)[0]:
+            tally.messages += 1
         for address in recipients:
-            digest = hash((queue_id, address.lower()))
-            self._deferral_pairs.add(digest)
-            count += self._deferral_reason_pairs.add(hash((digest, reason.id)))
-            if provider is not None and len(self._deferral_domains) < _MAX_KEYS:
-                self._deferral_domains.add((reason.id, reason.fault, _domain(address)))
-        self._tally(self._deferral_reasons, reason, message, 1, count)
+            # A recipient counts once for each reason.
+            if self._deferral_pairs.add(hash((queue_id, address.lower())), tally.mark)[0]:
+                failure.recipients += 1
+            if provider is not None and len(tally.domains) < _MAX_KEYS:
+                tally.domains.add(_domain(address))
         if provider is not None:
-            held = self._deferral_providers.get(provider.name)
-            if held is None:
-                held = self._deferral_providers[provider.name] = _Held()
-            held.add(reason.id, count)
-        elif record.relay in self._own:
-            self._deferral_own.add(reason.id, count)
-        where = provider.name if provider else OWN_HOST if record.relay in self._own else LOCAL
-        self._count_reply(self._deferral_replies, text, reason, where, code, count)
+            provider.attempts += len(recipients)
         if "+" in record.delay:
             # A day and more in the queue: the recipients that are given up, should it come to that, and why.
             late = self._late.setdefault(message, {})
-            last = (when, reason.id, reason.fault)
+            last = (when, failure.reason.id, failure.reason.fault)
             for address in recipients:
                 digest = hash(address.lower())
                 late[digest] = max(last, late.get(digest, last))
@@ -551,8 +641,6 @@ class TierAggregator:
         relay = self._relay_id((record.relay, record.relay_ip))
         if not self._origin.put(digest, sender << 16 | relay):
             return
-        for reason, count in self._awaited.pop(digest, Counter[str]()).items():
-            self._sender_recipients[sender, reason] += count
         if digest in self._signed:
             self._compare_signature(sender, self._signed.pop(digest))
         if digest in self._unseen_awaited:
@@ -584,13 +672,6 @@ class TierAggregator:
                 return 0
             found = self._relay_ids[relay] = len(self._relay_ids) + 1
         return found
-
-    def _from_origin(self, message: int, reason: str, count: int) -> None:
-        origin = self._origin.get(message)
-        if origin is None:
-            self._awaited.setdefault(message, Counter())[reason] += count
-        else:
-            self._sender_recipients[origin >> 16, reason] += count
 
     def _signature(self, text: str) -> None:
         """A line of opendkim: does the domain that it signed for belong to the message's sender?"""
@@ -675,9 +756,12 @@ class TierAggregator:
         address = record.address or ""
         fresh = int(self._unseen_pairs.add(hash((record.queue_id, address.lower()))))
         self._unseen[kind] += 1
-        self._unseen_messages.add(digest)
         self._minute(when)[_UNSEEN] += fresh
-        self._tally(self._unseen_reasons, reason, digest, 1, fresh)
+        tally = self._tally(self._unseen_reasons, reason)
+        tally.lines += 1
+        tally.recipients += fresh
+        if self._unseen_messages.add(digest, tally.mark)[0]:
+            tally.messages += 1
         self._sample(reason, code, when, stream, message)
         if fresh and len(self.failed) < _MAX_FAILED:
             self.failed.append(
@@ -721,8 +805,10 @@ class TierAggregator:
             status: `complete` or `partial`: whether the whole window was read.
             reasons: why not, one sentence each.
         """
+        self._sum_up()
         self._settle_notices()
         expired = self._settle_expired()
+        self._find_senders()
         self._name_senders()
         return {
             "tier": self.tier,
@@ -741,7 +827,7 @@ class TierAggregator:
                 {"reason": reason, "code": code, "text": text, "lines": lines}
                 for (reason, code, text), lines in _top(self._rejects)
             ],
-            "deferrals": self._deferrals(),
+            "deferrals": self._deferrals_section(),
             "expired": expired,
             "apart": {
                 "domain": self._test_domain or None,
@@ -763,15 +849,16 @@ class TierAggregator:
         for digest, (when, text) in sorted(self._noticed.items(), key=lambda item: item[1]):
             if digest in self._messages or digest in self._expired:
                 continue
-            self._messages.add(digest)
             key: tuple[str | None, ...] = ("notice", text)
             judged = self._judged.get(key) or self._remember(key, Attempt(stat=text, tier=self.tier), text)
             self._deliveries["bounced"] += 1
             self._minute(when)[_RECIPIENTS] += 1
             self._mark(when)
-            self._tally(self._reasons, judged.reason, digest, 0, 1)
+            tally = self._tally(self._reasons, judged.reason)
+            tally.recipients += 1
+            self._messages.add(digest, tally.mark, amount=1)
+            tally.messages += 1
             self._domains[LOCAL if self._inner else "(not logged)"] += 1
-            self._from_origin(digest, judged.reason.id, 1)
             self._count_reply(self._replies, judged.text, judged.reason, LOCAL, "none", 1)
         self._noticed.clear()
 
@@ -795,10 +882,9 @@ class TierAggregator:
             ],
         }
 
-    def _deferrals(self) -> dict[str, Any]:
-        domains = Counter((reason, fault) for reason, fault, _ in self._deferral_domains)
+    def _deferrals_section(self) -> dict[str, Any]:
         return {
-            "lines": self._deferral_lines,
+            "lines": sum(self._deferral_codes.values()),
             "messages": len(self._deferred_messages),
             "recipients": len(self._deferral_pairs),
             "peak": peak_of(self._deferral_seconds, DEFERRAL_PEAK_MINUTES),
@@ -807,7 +893,7 @@ class TierAggregator:
                 for code, lines in _top(self._deferral_codes)
             ],
             "reasons": [
-                {**row, "domains": domains[row["reason"], row["fault"]]}
+                {**row, "domains": len(self._deferral_reasons[row["reason"], row["fault"]].domains)}
                 for row in self._reason_rows(self._deferral_reasons)
             ],
             "relays": [
@@ -835,6 +921,14 @@ class TierAggregator:
                 "reasons": dict(_top(self._deferral_own.reasons)),
             },
         }
+
+    def _find_senders(self) -> None:
+        """Join the messages that bounced with their `from=` lines."""
+        self._sender_recipients.clear()
+        reasons = [reason for reason, _ in self._reasons]
+        for message, mark, recipients in self._messages.amounts():
+            origin = self._origin.get(message)
+            self._sender_recipients[None if origin is None else origin >> 16, reasons[mark - 1]] += recipients
 
     def _name_senders(self) -> None:
         for row in self.failed:
@@ -882,9 +976,7 @@ class TierAggregator:
     def _bounces(self) -> dict[str, Any]:
         recipients = self._deliveries["bounced"]
         attempts = sum(provider.attempts for provider in self._providers.values())
-        by_domain: Counter[str] = Counter()
-        for spelled, count in self._domain_attempts.items():
-            by_domain[_domain(f"@{spelled.rstrip('>')}")] += count
+        by_domain = _merged_spellings(self._domain_attempts)
         return {
             "lines": self._metric_lines,
             "bounced_lines": self._bounced_lines,
@@ -922,7 +1014,7 @@ class TierAggregator:
             ],
             "domains": [
                 {"domain": domain, "recipients": count, "attempts": by_domain.get(domain)}
-                for domain, count in _top(self._domains)
+                for domain, count in _top(_merged_spellings(self._domains))
             ],
             "sender_domains": self._sender_domains(),
             "senders": self._sender_rows(),
@@ -942,7 +1034,7 @@ class TierAggregator:
             },
         }
 
-    def _reason_rows(self, table: dict[tuple[str, str], _Tally]) -> list[dict[str, Any]]:
+    def _reason_rows(self, table: dict[tuple[str, str], _ReasonTally]) -> list[dict[str, Any]]:
         rows = [
             {
                 "reason": key[0],
@@ -960,6 +1052,8 @@ class TierAggregator:
         senders: Counter[str] = Counter()
         reasons: dict[str, Counter[str]] = {}
         for (number, reason), count in self._sender_recipients.items():
+            if number is None:
+                continue
             name = self._sender_keys[number][0]
             senders[name] += count
             reasons.setdefault(name, Counter())[reason] += count
@@ -971,9 +1065,8 @@ class TierAggregator:
     def _sender_domains(self) -> list[dict[str, Any]]:
         domains: Counter[str] = Counter()
         reasons: dict[str, Counter[str]] = {}
-        known = ((self._sender_keys[number][1], reason, n) for (number, reason), n in self._sender_recipients.items())
-        unknown = (("(not logged)", reason, n) for counts in self._awaited.values() for reason, n in counts.items())
-        for name, reason, count in chain(known, unknown):
+        for (number, reason), count in self._sender_recipients.items():
+            name = "(not logged)" if number is None else self._sender_keys[number][1]
             domains[name] += count
             reasons.setdefault(name, Counter())[reason] += count
         return [
@@ -1059,6 +1152,14 @@ def unavailable_tier(
 def _domain(address: str) -> str:
     """The domain of an address in lower case; `(local)` for a bare user, a file or a program."""
     return address.rpartition("@")[2].rstrip(".").lower() if "@" in address else LOCAL
+
+
+def _merged_spellings(counts: Mapping[str, int]) -> Counter[str]:
+    """Counts by domain in lower case, of counts by domain as logged."""
+    merged: Counter[str] = Counter()
+    for spelled, count in counts.items():
+        merged[_domain(f"@{spelled.rstrip('>')}")] += count
+    return merged
 
 
 def _stage(record: Delivery) -> str | None:

@@ -181,6 +181,8 @@ def _count(pipe: Connection, near: Connection, aggregators: dict[str, TierAggreg
     """What the process does: count pages until an empty one, then answer with the tallies."""
     # The parent's end: while it is open here, the end of the parent would go unnoticed.
     near.close()
+    # What counting leaves has no cycles, and looking for them takes a tenth of the time.
+    gc.disable()
     order = list(aggregators.values())
     try:
         while body := pipe.recv_bytes():

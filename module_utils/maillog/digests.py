@@ -9,13 +9,17 @@ A digest is what `hash()` gives for a text: SipHash with a key of the process, s
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from struct import Struct
 
 _BUCKETS = 1 << 12
 _MASK = _BUCKETS - 1
 _DIGEST = Struct("<q").pack
 _ENTRY = Struct("<qQ").pack
+_ENTRIES = Struct("<qQ").iter_unpack
 _WIDTH = 8
+_MARK, _OTHER = (1 << 16) - 1, (1 << 24) - 1
 
 
 class DigestSet:
@@ -52,12 +56,13 @@ class DigestSet:
 
 
 class DigestMap:
-    """A map from digests to whole numbers below 2**64. The first value put for a digest stays."""
+    """A map from digests to whole numbers below 2**64."""
 
-    __slots__ = ("_buckets",)
+    __slots__ = ("_buckets", "size")
 
     def __init__(self) -> None:
         self._buckets: list[bytearray | None] = [None] * _BUCKETS
+        self.size = 0
 
     def put(self, digest: int, value: int) -> bool:
         """Store a value; False (and nothing stored) when the digest has one."""
@@ -66,11 +71,20 @@ class DigestMap:
         bucket = self._buckets[index]
         if bucket is None:
             self._buckets[index] = bytearray(entry)
-            return True
-        if _find(bucket, entry[:_WIDTH], 2 * _WIDTH) >= 0:
+        elif _find(bucket, entry[:_WIDTH], 2 * _WIDTH) >= 0:
             return False
-        bucket += entry
+        else:
+            bucket += entry
+        self.size += 1
         return True
+
+    def replace(self, digest: int, value: int) -> None:
+        """Store another value for a digest that has one."""
+        bucket = self._buckets[digest & _MASK] or bytearray()
+        at = _find(bucket, _DIGEST(digest), 2 * _WIDTH)
+        if at < 0:
+            raise KeyError(digest)
+        bucket[at : at + 2 * _WIDTH] = _ENTRY(digest, value)
 
     def get(self, digest: int) -> int | None:
         """The value of a digest, or None."""
@@ -79,6 +93,63 @@ class DigestMap:
             return None
         at = _find(bucket, _DIGEST(digest), 2 * _WIDTH)
         return None if at < 0 else int.from_bytes(bucket[at + _WIDTH : at + 2 * _WIDTH], "little")
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Every digest with its value, in no order that means anything."""
+        for bucket in filter(None, self._buckets):
+            yield from _ENTRIES(bucket)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Marked:
+    """Digests, each with the marks that it was given, of two kinds, and an amount for each mark of the first kind.
+
+    Mostly there is one mark of a kind: it stands by the digest, others apart. A mark is a whole number above 0 (below
+    2**16 of the first kind and 2**24 of the second); 0 is none. Amounts go up to 2**24.
+    """
+
+    __slots__ = ("_first", "_more", "_more_amounts")
+
+    def __init__(self) -> None:
+        self._first = DigestMap()
+        self._more = DigestSet()
+        self._more_amounts: Counter[tuple[int, int]] = Counter()
+
+    def add(self, digest: int, mark: int, other: int = 0, amount: int = 0) -> tuple[bool, bool]:
+        """Give a digest two marks, and an amount to the first of them; whether it had not that of each kind."""
+        first = self._first
+        if first.put(digest, amount << 40 | other << 16 | mark):
+            return True, other > 0
+        held = first.get(digest) or 0
+        known, known_other = held & _MARK, held >> 16 & _OTHER
+        fresh = mark != known and self._more.add(hash((digest, mark)))
+        if known_other:
+            fresh_other = other not in (0, known_other) and self._more.add(hash((digest, other << 16)))
+        else:
+            known_other, fresh_other = other, other > 0
+        if amount and mark != known:
+            self._more_amounts[digest, mark] += amount
+            amount = 0
+        if amount or fresh_other:
+            total = min((held >> 40) + amount, _OTHER)
+            first.replace(digest, total << 40 | known_other << 16 | known)
+        return fresh, fresh_other
+
+    def amounts(self) -> Iterator[tuple[int, int, int]]:
+        """Digest, mark of the first kind and amount, of all that have one."""
+        for digest, held in self._first.items():
+            if held >> 40:
+                yield digest, held & _MARK, held >> 40
+        for (digest, mark), amount in self._more_amounts.items():
+            yield digest, mark, amount
+
+    def __contains__(self, digest: int) -> bool:
+        return self._first.get(digest) is not None
+
+    def __len__(self) -> int:
+        return self._first.size
 
 
 def _find(bucket: bytearray, packed: bytes, stride: int) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import subprocess
+from collections import Counter
 from typing import Any
 
 import pytest
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
 from ansible.module_utils.maillog.aggregate import Event, unavailable_tier
-from ansible.module_utils.maillog.digests import DigestMap, DigestSet
+from ansible.module_utils.maillog.digests import DigestMap, DigestSet, Marked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maillog_corpus import aggregate, counts, events, section, tier_of, window_of
@@ -275,6 +276,35 @@ def test_digest_map_is_a_map_whose_first_value_stays(pairs: list[tuple[int, int]
         known.setdefault(digest, value)
     assert all(tried.get(digest) == value for digest, value in known.items())
     assert tried.get(123456789) == known.get(123456789)
+    for digest in known:
+        known[digest] += 1
+        tried.replace(digest, known[digest])
+    assert dict(tried.items()) == known
+    assert len(tried) == len(known)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2**63 - 1) | st.integers(0, 3),
+            st.integers(1, 4),
+            st.integers(0, 3),
+            st.integers(0, 9),
+        ),
+        max_size=200,
+    )
+)
+def test_marked_digests_tell_each_mark_once_and_add_up(given_marks: list[tuple[int, int, int, int]]) -> None:
+    tried, marks, others, amounts = Marked(), set(), set(), Counter()
+    for digest, mark, other, amount in given_marks:
+        fresh = (digest, mark) not in marks, other > 0 and (digest, other) not in others
+        assert tried.add(digest, mark, other, amount) == fresh
+        marks.add((digest, mark))
+        others.add((digest, other))
+        amounts[digest, mark] += amount
+    assert {(digest, mark): amount for digest, mark, amount in tried.amounts()} == +amounts
+    assert len(tried) == len({digest for digest, _ in marks})
+    assert all(digest in tried for digest, _ in marks)
 
 
 def test_counted_lines_of_an_unknown_shape_are_said_and_never_pass_for_read() -> None:
