@@ -16,6 +16,8 @@ description:
   - Tells apart how it ended. C(completed) means that the command ended by itself and its output is whole, whatever its
     status; C(timed_out) that it was ended in the container at O(timeout); C(session_broke) that its end was not seen,
     so that nobody knows how it ended; C(unreachable) that it never started, with the reason.
+  - A command starts only when the container has heard from this side over the session. So one whose session could not
+    be opened, or whose answer from ECS was lost, has not run unseen, and to run it again is safe.
   - Writes nothing in the container and starts nothing that outlives the call. Output passes as text through the
     container's C(od), C(tr) and C(base64).
 author: The cabalmail-runbooks authors
@@ -69,9 +71,15 @@ options:
     type: list
     elements: str
     default: []
+  stdin:
+    description:
+      - Text that becomes the command's standard input, as it is, without a line feed added. Standard input is empty
+        when neither this nor O(stdin_file) is given. The container needs C(stty).
+      - Ansible shows it with C(-vvv), so not for secrets.
+    type: str
   stdin_file:
     description:
-      - File on this side whose bytes become the command's standard input, which is empty otherwise.
+      - File on this side whose bytes become the command's standard input.
       - The way for secrets, which would stand in CloudTrail if they were part of the command. The container needs
         C(stty).
     type: path
@@ -85,14 +93,15 @@ options:
   timeout:
     description:
       - Seconds that the command may run in the container. Then its process group gets SIGTERM and, two seconds later,
-        SIGKILL; what it wrote until then is returned.
+        SIGKILL; what it wrote until then is returned. At most 1000000.
       - An idle session is cut by AWS after 20 minutes; the command is ended at O(timeout) all the same.
     type: float
     default: 60
   max_output:
     description:
       - Bytes of output, both streams together, that one task may send. More ends the session as C(session_broke).
-      - 8388608 (8 MiB) by default; unlimited by default with O(dest), which costs no memory.
+      - 8388608 (8 MiB) by default. With O(dest) standard output, which then costs no memory, has no limit by default,
+        and standard error has this one.
     type: int
   max_parallel:
     description: How many sessions run at once.
@@ -136,14 +145,16 @@ attributes:
   check_mode:
     support: partial
     description: Runs commands in containers.
-    details: Runs only with O(read_only=true); otherwise says what it would run and where.
+    details: Runs only with O(read_only=true); otherwise says what it would run and where, and what rules tasks out.
 notes:
-  - Ctrl-C and the C(timeout) of a task end the commands in the containers and the sessions.
+  - Ctrl-C and the C(timeout) of a task end the commands in the containers and the sessions. Where nothing can be done
+    any more, as after C(kill -9) or the time limit of C(async), a command runs on until O(timeout).
   - An exit status other than 0 does not fail the task, since one of many containers must not hide the others. Say what
     a failure is with C(failed_when), as the examples do.
-  - The caller needs C(ecs:ExecuteCommand), C(ecs:DescribeTasks), C(ecs:ListTasks), and C(ssm:TerminateSession) to end
-    sessions at once. C(ecs:DescribeTaskDefinition) makes the reasons better. C(ssm:ResumeSession) carries a session on
-    whose connection breaks; without it that is C(session_broke).
+  - The caller needs C(ecs:ExecuteCommand), C(ecs:DescribeTasks) and C(ecs:ListTasks). C(ssm:TerminateSession) ends
+    sessions at once; without it they are interrupted as by a key at a terminal. C(ecs:DescribeTaskDefinition) makes the
+    reasons better. C(ssm:ResumeSession) carries a session on whose connection breaks; without it that is
+    C(session_broke).
   - Proxies are taken from C(HTTPS_PROXY) and C(NO_PROXY), certificate authorities from O(aws_ca_bundle),
     C(AWS_CA_BUNDLE), C(REQUESTS_CA_BUNDLE) or C(SSL_CERT_FILE).
   - Where the cluster encrypts its sessions with a KMS key, the caller needs C(kms:GenerateDataKey) for it and the task
@@ -198,6 +209,15 @@ EXAMPLES = r"""
   check_mode: true
   register: exec
 
+- name: Give a command text to read, in the tasks of any service
+  ecs_exec:
+    cluster: cabal-mail
+    family: cabal-smtp-in
+    argv: [sendmail, -bt]
+    stdin: |
+      /map access example.com
+    read_only: true
+
 - name: Hand a secret to a command without it standing in any log
   ecs_exec:
     cluster: cabal-mail
@@ -210,7 +230,7 @@ EXAMPLES = r"""
 RETURN = r"""
 status:
   description: C(complete) when the command ended by itself in all tasks wanted, C(partial) in some, C(unavailable)
-    in none.
+    in none. In check mode without O(read_only), whether it would have been started.
   returned: always
   type: str
   sample: complete
@@ -219,6 +239,11 @@ reasons:
   returned: always
   type: list
   elements: str
+msg:
+  description: What would run, and in how many tasks.
+  returned: in check mode without O(read_only)
+  type: str
+  sample: "Would run mailq -Ac in 2 of 3 tasks."
 would_run_in:
   description: The tasks in which the command would run.
   returned: in check mode without O(read_only)
@@ -335,6 +360,7 @@ results:
 """
 
 import base64
+import shlex
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -372,6 +398,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "script": {"type": "str"},
     "script_file": {"type": "path"},
     "script_args": {"type": "list", "elements": "str", "default": []},
+    "stdin": {"type": "str"},
     "stdin_file": {"type": "path"},
     "environment": {"type": "dict", "default": {}},
     "chdir": {"type": "str"},
@@ -408,7 +435,7 @@ def program_of(params: dict[str, Any]) -> Program:
             raise UsageError(f"The script '{params['script_file']}' (option script_file) is not UTF-8 text.") from None
     argv: Sequence[str] = params["argv"] or ()
     if params["command"] is not None:
-        argv = ("sh", "-c", params["command"])
+        argv = ("/bin/sh", "-c", params["command"])
     if params["script_args"] and script is None:
         raise UsageError("The option script_args needs script or script_file.")
     return Program(
@@ -418,15 +445,25 @@ def program_of(params: dict[str, Any]) -> Program:
         environment={name: str(value) for name, value in params["environment"].items()},
         directory=params["chdir"],
         seconds=params["timeout"],
-        has_stdin=params["stdin_file"] is not None,
+        has_stdin=params["stdin"] is not None or params["stdin_file"] is not None,
     )
+
+
+def stdin_of(params: dict[str, Any]) -> bytes:
+    """Return what the command reads, from the options."""
+    if params["stdin_file"] is not None:
+        return read_file("stdin_file", params["stdin_file"])
+    return (params["stdin"] or "").encode()
 
 
 def plan_of(params: dict[str, Any], started: float) -> Plan:
     """Check the options and build the plan; raise UsageError or WrapperError."""
-    for name, least in (("timeout", 0), ("max_parallel", 1), ("max_output", 0), ("deadline", 0)):
-        if params[name] is not None and (params[name] < least or params[name] == 0):
-            raise UsageError(f"The option {name} has to be greater than 0.")
+    for name in ("timeout", "max_parallel", "max_output", "deadline"):
+        if params[name] is not None and not 0 < params[name] < float("inf"):
+            raise UsageError(f"The option {name} has to be a number greater than 0.")
+    for name in ("services", "tasks", "family", "argv"):
+        if params[name] is not None and not params[name]:
+            raise UsageError(f"The option {name} is empty: give it a value or leave it out.")
     dest = Path(params["dest"]) if params["dest"] is not None else None
     if dest is not None and not dest.is_dir():
         raise UsageError(f"'{dest}' (option dest) is no directory: create it first.")
@@ -437,7 +474,7 @@ def plan_of(params: dict[str, Any], started: float) -> Plan:
     wrapper.prepare(program)  # what can't be passed on is said before any call
     return Plan(
         program=program,
-        stdin=read_file("stdin_file", params["stdin_file"]) if params["stdin_file"] is not None else b"",
+        stdin=stdin_of(params),
         max_output=max_output,
         max_parallel=params["max_parallel"],
         deadline=started + params["deadline"] if params["deadline"] is not None else None,
@@ -513,9 +550,8 @@ def reasons_of(outcomes: Sequence[Outcome], services: Sequence[str], targets: Se
     return reasons
 
 
-def status_of(outcomes: Sequence[Outcome], reasons: Sequence[str], wanted: int | None) -> str:
+def status_of(completed: int, reasons: Sequence[str], wanted: int | None) -> str:
     """Sum up: enough tasks completed, some, or none."""
-    completed = sum(outcome.outcome == "completed" for outcome in outcomes)
     if not completed:
         return "unavailable"
     enough = completed >= wanted if wanted is not None else not reasons
@@ -598,6 +634,22 @@ def explained(outcome: Outcome, checks: Mapping[Target, Sequence[Check]]) -> Out
     return replace(outcome, reason=f"{outcome.reason} Found: {' '.join(new)}")
 
 
+def prospect(plan: Plan, targets: Sequence[Target], wanted: int | None, services: Sequence[str]) -> dict[str, Any]:
+    """Say what would run and where, for check mode."""
+    names = [target.task for target in targets if target.problem is None][:wanted]
+    ruled_out = [Outcome(target, "unreachable", reason=target.problem) for target in targets if target.problem]
+    reasons = reasons_of(ruled_out, services, targets)
+    what = shlex.join(plan.program.argv) if plan.program.script is None else "the script"
+    return {
+        "changed": bool(names),
+        "msg": f"Would run {what} in {len(names)} of {len(targets)} tasks.",
+        "status": status_of(len(names), reasons, wanted),
+        "reasons": reasons,
+        "results": [],
+        "would_run_in": names,
+    }
+
+
 def fail(module: Any, sentence: str, **result: Any) -> NoReturn:
     """End the module with one sentence."""
     module.fail_json(msg=sentence, **result)
@@ -611,7 +663,11 @@ def main() -> None:
         ARGUMENT_SPEC,
         supports_check_mode=True,
         required_one_of=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
-        mutually_exclusive=[("services", "tasks", "family"), ("argv", "command", "script", "script_file")],
+        mutually_exclusive=[
+            ("services", "tasks", "family"),
+            ("argv", "command", "script", "script_file"),
+            ("stdin", "stdin_file"),
+        ],
     )
     if IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib(MISSING), exception=IMPORT_ERROR)
@@ -626,17 +682,13 @@ def main() -> None:
     checks = diagnose(module, targets, plan) if params["diagnose"] else [[] for _ in targets]
     found = {"diagnosis": diagnosis_of(targets, checks)} if params["diagnose"] else {}
     if module.check_mode and not params["read_only"]:
-        names = [target.task for target in targets if target.problem is None][:wanted]
-        message = f"Would run the command in {len(names)} of {len(targets)} tasks."
-        module.exit_json(
-            changed=bool(names), msg=message, status="complete", reasons=[], results=[], would_run_in=names, **found
-        )
+        module.exit_json(**prospect(plan, targets, wanted, services), **found)
     by_target = dict(zip(targets, checks, strict=True))
     outcomes = [explained(outcome, by_target) for outcome in run_in(plan, targets, wanted, aws)]
     reasons = reasons_of(outcomes, services, targets)
     result = {
         "changed": not params["read_only"] and any(outcome.outcome != "unreachable" for outcome in outcomes),
-        "status": status_of(outcomes, reasons, wanted),
+        "status": status_of(sum(outcome.outcome == "completed" for outcome in outcomes), reasons, wanted),
         "reasons": reasons,
         "results": [result_of(outcome) for outcome in outcomes],
         **found,

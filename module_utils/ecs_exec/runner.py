@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal, TypeVar
 
 from ..session_manager.channel import Closed, Event, Output
-from ..session_manager.client import NotReachable, Session, SessionBroke, in_thread
+from ..session_manager.client import Session, SessionBroke, in_thread
 from . import wrapper
 from .aws import SERVER, THROTTLED, Aws, Started, error_of, explain_closing
 from .targets import Target
@@ -34,6 +34,8 @@ START_ALLOWANCE: Final = 15.0  # seconds for the agent to start the command, bey
 END_ALLOWANCE: Final = 5.0  # seconds for the last mark to arrive after the limit
 LEAST_TIME: Final = 2.0  # seconds before the deadline below which no session is begun any more
 LINGER: Final = 0.3  # seconds to wait for channel_closed before the session is ended from here
+INTERRUPT_TIME: Final = 2.0  # seconds for the container to end what it was told to by the terminal
+MAX_STDERR: Final = 8 * 1024 * 1024  # bytes of standard error kept where output is not bounded
 TERMINATE_TIMEOUT: Final = 5.0
 YOUNG: Final = 60.0  # seconds after a task's start in which its agent may still be connecting
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -45,7 +47,7 @@ class Plan:
     """What to run and within which bounds.
 
     deadline: ``time.monotonic()`` at which everything has to be over; None: no such time.
-    max_output: bytes of standard output and standard error together; None: no bound.
+    max_output: bytes of standard output and standard error together; None: no bound but MAX_STDERR.
     dest: directory for standard output, one file ``<task id>.out`` each; None: it is kept in memory.
     ca_bundle: file with certificate authorities for the data channel; None: the environment's or the system's.
     reader: descriptor of a pipe that leads to whoever waits for the result. When nobody does any more, as after the
@@ -86,11 +88,14 @@ class _Unreachable(Exception):
 
 
 class _TooMuch(Exception):
-    """More output than the caller wants."""
+    """More output than the caller wants: how much."""
 
 
 class _Sink:
-    """Where a command's output goes; a file appears under its name only when it is whole."""
+    """Where a command's output goes; a file appears under its name only when it is whole.
+
+    A file that can't be written raises SessionBroke.
+    """
 
     def __init__(self, path: Path | None, limit: int | None) -> None:
         self._path = path
@@ -103,32 +108,48 @@ class _Sink:
 
     def __enter__(self) -> _Sink:
         if self._part is not None:
-            self._part.unlink(missing_ok=True)
-            descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._file = os.fdopen(descriptor, "wb", buffering=1 << 18)
+            with self._told():
+                self._part.unlink(missing_ok=True)
+                descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                self._file = os.fdopen(descriptor, "wb", buffering=1 << 18)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None and self._part is not None:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what could not be written was said before
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise SessionBroke(
+                f"The file '{self._path}' can't be written here ({exc.strerror}), so no output is kept."
+            ) from None
 
     def add(self, piece: wrapper.Piece) -> None:
         self._count += len(piece.stdout) + len(piece.stderr)
         if self._limit is not None and self._count > self._limit:
-            raise _TooMuch
+            raise _TooMuch(f"more than max_output ({self._limit} bytes)")
         if self._file is not None:
-            self._file.write(piece.stdout)
+            with self._told():
+                self._file.write(piece.stdout)
         else:
             self.stdout += piece.stdout
         self.stderr += piece.stderr
+        if self._limit is None and len(self.stderr) > MAX_STDERR:
+            raise _TooMuch(f"more than {MAX_STDERR} bytes to standard error, which is kept in memory,")
 
     def finish(self) -> Path | None:
         """Give the file its name; return it, or None when the output was kept in memory."""
         if self._file is None or self._part is None or self._path is None:
             return None
-        self._file.close()
-        self._part.replace(self._path)
+        with self._told():
+            self._file.close()
+            self._part.replace(self._path)
         return self._path
 
 
@@ -202,6 +223,9 @@ class _Run:
         self._started = time.monotonic()
         self._closing: str | None = None
         self._input: Iterator[bytes] = iter(())
+        # The command waits for a word from here. Before it was given, nothing can have run.
+        self._may_run = False
+        self._ended = False
 
     async def outcome(self) -> Outcome:
         """Run to the end; never raises for anything that is the container's or the network's fault."""
@@ -209,15 +233,16 @@ class _Run:
             found = await self._attempt()
         except _Unreachable as exc:
             found = Outcome(self._target, "unreachable", reason=str(exc))
-        except NotReachable as exc:
-            found = Outcome(self._target, "unreachable", reason=str(exc))
-        except SessionBroke as exc:
-            found = Outcome(self._target, "session_broke", reason=str(exc))
-        except ArmourError as exc:
-            found = Outcome(self._target, "session_broke", reason=str(exc))
-        except _TooMuch:
-            found = Outcome(self._target, "session_broke", reason=self._too_much())
+        except (SessionBroke, ArmourError) as exc:
+            found = self._broke(str(exc))
+        except _TooMuch as exc:
+            found = self._broke(f"The command wrote {exc} so its session was ended and what had come was thrown away.")
         return replace(found, seconds=round(time.monotonic() - self._started, 3))
+
+    def _broke(self, reason: str) -> Outcome:
+        if self._may_run:
+            return Outcome(self._target, "session_broke", reason=reason)
+        return Outcome(self._target, "unreachable", reason=f"{reason} The command was not started.")
 
     async def _attempt(self) -> Outcome:
         if self._target.problem:
@@ -227,6 +252,11 @@ class _Run:
             raise _Unreachable("The time for all tasks was over before this one's turn came.")
         limit = min(self._plan.program.seconds, max(1.0, remaining - END_ALLOWANCE))
         call = wrapper.prepare(replace(self._plan.program, seconds=limit))
+        path = self._plan.dest / f"{self._target.task}.out" if self._plan.dest is not None else None
+        with _Sink(path, self._plan.max_output) as sink:
+            return await self._session(call, limit, sink)
+
+    async def _session(self, call: wrapper.Call, limit: float, sink: _Sink) -> Outcome:
         started = await self._execute(call.command)
         session = Session(
             started.url,
@@ -236,9 +266,7 @@ class _Run:
         )
         try:
             await session.open(sign=self._aws.sign, environment=self._plan.environment, ca_bundle=self._plan.ca_bundle)
-            path = self._plan.dest / f"{self._target.task}.out" if self._plan.dest is not None else None
-            with _Sink(path, self._plan.max_output) as sink:
-                return await self._converse(session, call, limit, sink)
+            return await self._converse(session, call, limit, sink)
         finally:
             await self._finish(session, started)
 
@@ -250,9 +278,7 @@ class _Run:
         give_up = time.monotonic() + min(MAX_RETRY, max(0.0, self._remaining() - END_ALLOWANCE))
         for attempt in itertools.count(1):
             try:
-                return await in_thread(
-                    lambda: self._aws.execute(self._target, command), min(self._remaining(), MAX_RETRY + END_ALLOWANCE)
-                )
+                return await self._execute_once(command, min(self._remaining(), MAX_RETRY + END_ALLOWANCE))
             except TimeoutError:
                 raise _Unreachable("ecs:ExecuteCommand did not answer in time.") from None
             except Exception as exc:  # boto3's exceptions are made at run time; the answer's code decides
@@ -262,6 +288,17 @@ class _Run:
                 break
             await asyncio.sleep(pause)
         raise _Unreachable(await self._diagnose(code, message))
+
+    async def _execute_once(self, command: str, seconds: float) -> Started:
+        """Call ExecuteCommand; a session that it makes while everything is being ended is ended as well."""
+        answer = asyncio.ensure_future(in_thread(lambda: self._aws.execute(self._target, command), seconds))
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            await asyncio.wait([answer], timeout=TERMINATE_TIMEOUT)
+            if answer.done() and answer.exception() is None:
+                await self._terminate(answer.result())
+            raise
 
     async def _diagnose(self, code: str, message: str) -> str:
         try:
@@ -292,21 +329,22 @@ class _Run:
         while reader.ending is None:
             if time.monotonic() >= until:
                 raise self._overdue(reader)
-            for event in await self._next_events(session, until, reader):
+            for event in await self._next_events(session, until):
                 self._take(event, reader, sink)
             if reader.missing:
                 raise _Unreachable(f"The container lacks what running a command needs: {', '.join(reader.missing)}.")
             self._feed(session, reader, call)
+        self._ended = True
         session.channel.send(wrapper.CONFIRMATION)
         return self._result(reader, limit, sink)
 
-    async def _next_events(self, session: Session, until: float, reader: Reader) -> list[Event]:
+    async def _next_events(self, session: Session, until: float) -> list[Event]:
         try:
             return await session.receive(until)
         except SessionBroke as exc:
             if self._closing is None:
                 raise
-            raise self._closed_early(reader, exc) from None
+            raise self._closed_early(exc) from None
 
     def _take(self, event: Event, reader: Reader, sink: _Sink) -> None:
         if isinstance(event, Output):
@@ -317,9 +355,10 @@ class _Run:
     def _feed(self, session: Session, reader: Reader, call: wrapper.Call) -> None:
         """Queue as much input as the channel takes; the rest waits in the iterator."""
         if reader.wants is not None:
-            data = call.script if reader.wants == "script" else self._plan.stdin
+            data = {"script": call.script, "stdin": self._plan.stdin}.get(reader.wants, b"")
             self._input = wrapper.armour(data, reader.armour)
             reader.wants = None
+            self._may_run = True
         while session.channel.input_room:
             piece = next(self._input, None)
             if piece is None:
@@ -350,47 +389,45 @@ class _Run:
                 "The command's time was over, but the container did not report its end: whether it still runs is"
                 " unknown."
             )
+        if self._may_run:
+            return SessionBroke("The container did not start the command in time; whether it will is unknown.")
         return SessionBroke(
-            "The container did not start the command in time; whether it will is unknown (an agent runs two sessions in"
-            " a container at a time, and others wait)."
+            "The container did not answer in time (an agent runs two sessions in a container at a time, and others"
+            " wait)."
         )
 
-    def _closed_early(self, reader: Reader, exc: SessionBroke) -> Exception:
+    def _closed_early(self, exc: SessionBroke) -> Exception:
         words = self._closing or ""
-        if not reader.started and "Unable to start command" in words:
+        if not self._may_run and "Unable to start command" in words:
             return _Unreachable(f"The container cannot start /bin/sh, which running a command needs ({words}).")
-        if not reader.started and words:
-            said = explain_closing(words)
-            return _Unreachable(f"Systems Manager closed the session before the command started: {said}")
-        if words:
-            said = explain_closing(words)
-            return SessionBroke(f"Systems Manager closed the session before the command's end: {said}")
-        return SessionBroke(f"The session was closed before the command's end was seen: how it ended is unknown. {exc}")
-
-    def _too_much(self) -> str:
-        return (
-            f"The command wrote more than max_output ({self._plan.max_output} bytes), so its session was ended and what"
-            " had come was thrown away."
-        )
+        if not words:
+            return SessionBroke(f"The session was closed before the command's end was seen. {exc}")
+        when = "the command's end" if self._may_run else "the command started"
+        return SessionBroke(f"Systems Manager closed the session before {when}: {explain_closing(words)}")
 
     async def _finish(self, session: Session, started: Started) -> None:
         """Leave no session behind, and no wait for it: the command's own time limit holds whatever happens here."""
         session.settle()
-        if not await self._closed_by_itself(session):
-            with contextlib.suppress(Exception):
-                await asyncio.shield(in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))
+        if not await self._closed_by_itself(session, LINGER) and not await self._terminate(started) and not self._ended:
+            session.channel.send(wrapper.INTERRUPT)
+            await self._closed_by_itself(session, INTERRUPT_TIME)
         await session.close()
 
-    async def _closed_by_itself(self, session: Session) -> bool:
-        until = time.monotonic() + LINGER
+    async def _terminate(self, started: Started) -> bool:
+        """Call ssm:TerminateSession; return whether that ended the session."""
         try:
-            await session.flush()
+            await asyncio.shield(in_thread(lambda: self._aws.terminate(started.session_id), TERMINATE_TIMEOUT))
+        except Exception:  # the caller may lack the permission; the command's own time limit holds
+            return False
+        return True
+
+    async def _closed_by_itself(self, session: Session, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        with contextlib.suppress(SessionBroke):
             while self._closing is None and time.monotonic() < until:
                 for event in await session.receive(until):
                     if isinstance(event, Closed):
                         self._closing = event.message
-        except SessionBroke:
-            return self._closing is not None
         return self._closing is not None
 
 

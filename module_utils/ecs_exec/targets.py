@@ -63,7 +63,7 @@ def find(
     family: str | None = None,
     container: str | None = None,
 ) -> list[Target]:
-    """List and describe the tasks meant, in the order of the services given, then of the task ids.
+    """List and describe the tasks meant, once each, in the order of the services given, then of the task ids.
 
     ecs: a boto3 ECS client. Its exceptions pass through. Raises TargetError when the container is not clear.
     """
@@ -74,8 +74,11 @@ def find(
     elif family is not None:
         wanted = sorted(_list(ecs, cluster=cluster, family=family))
     else:
-        wanted = list(dict.fromkeys(tasks))
-    return list(_describe(ecs, cluster, wanted, container))
+        wanted = list(tasks)
+    once: dict[str, str] = {}
+    for name in wanted:
+        once.setdefault(name.rpartition("/")[2], name)
+    return list(_describe(ecs, cluster, list(once.values()), container))
 
 
 def find_all(ecs: Any, cluster: str, *, services: Sequence[str] = (), families: Sequence[str] = ()) -> list[Target]:

@@ -13,7 +13,8 @@ lost. So the script puts both streams of the command into ASCII and says how it 
   in the container, so that an echo of the script cannot be taken for its output.
 - The last mark carries the command's status, the encoders' statuses and the number of bytes, so that a result without
   it is known to be incomplete.
-- A time limit ends the command's whole process group, also when the terminal goes away.
+- The command waits for the answer to a mark ("send"), so that one whose session nobody reads never starts.
+- A time limit ends the command's whole process group, also when the terminal goes away or is interrupted.
 
 The script writes no file, starts nothing that outlives it, and needs sh, ``head``, ``od``, ``tr``, ``sleep``; it uses
 ``base64``, ``setsid`` or GNU ``timeout``, ``tee`` and ``wc`` where they exist. It is quoted with single quotes only,
@@ -35,6 +36,8 @@ from typing import Final
 MAX_COMMAND: Final = 4000
 #: What to send as soon as the last mark has arrived.
 CONFIRMATION: Final = b"\n"
+#: What ends command and session as TerminateSession would, but needs no permission.
+INTERRUPT: Final = b"\x03\n"
 #: Seconds between the polite and the final signal at the time limit.
 GRACE: Final = 2
 
@@ -44,81 +47,93 @@ _PUNCTUATION: Final = b"!#%&()*,.:;<>@_~|^"
 _NO_PUNCTUATION: Final = bytes(byte for byte in range(256) if byte not in _PUNCTUATION)
 _FROM_PUNCTUATION: Final = bytes.maketrans(_PUNCTUATION, _HEX)
 _OFFSET: Final = 7  # digits of an offset that od writes at least
-_MARK_LIMIT: Final = 512
+_MARK_LIMIT: Final = 512  # characters of a mark, or of a line of a dump
+#: Seconds; the sleep of some containers takes no more than 32 bits of them.
+MAX_SECONDS: Final = 1_000_000
 
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_LINE: Final = re.compile(r"#!\s*(\S+)(?:\s+(.*?))?\s*")
 
 # The two halves of the nonce meet only in the container. s says a mark, h asks whether a tool is there, q stops the
-# echo (the terminal still edits lines: bash's read would take more than a line from a raw one), d undoes the armour.
+# echo (the terminal still edits lines: bash's read would take more than a line from a raw one), c waits for one last
+# line, 25 s at most where there is stty, d undoes the armour. Every variable's name begins with _, so that none of the
+# container's own is changed on its way to the command.
 _HEAD: Final = r"""exec 6<&0 4>&1 2>/dev/null
-N=%(first)s;N=${N}%(second)s
-s(){ printf "\n{%%s %%s}\n" $N "$*";}
+_N=%(first)s;_N=${_N}%(second)s
+s(){ printf "\n{%%s %%s}\n" $_N "$*";}
 h(){ command -v $1 >/dev/null;}
 q(){ h stty&&stty -echo<&6;}
-a=octal;h base64&&a=base64
-d(){ if [ $a = base64 ];then base64 -d;else while IFS= read -r y;do printf "$y";done;fi;}
+c(){ h stty&&stty -icanon -echo min 0 time 250<&6;read -r _y<&6;}
+_a=octal;h base64&&_a=base64
+d(){ if [ $_a = base64 ];then base64 -d;else while IFS= read -r _y;do printf "$_y";done;fi;}
 h head||{ s missing head;exit;}
 """
 
 _READ: Final = r"""q
-s send script $a
-v=$(read -r l<&6;head -c $l<&6|d)
-eval "$v"
+s send script $_a
+_v=$(read -r _l<&6;head -c $_l<&6|d)
+eval "$_v"
+"""
+
+# A session that nobody here knows of, or that can't be reached, starts nothing.
+_GO: Final = r"""s send go $_a
+c||exit
 """
 
 # fd 3: standard error to its encoder; 4: the terminal; 5: statuses; 6: input; 7: to the watchdog; 8: to the counter;
 # 9: the script.
-# D learns the group's number before the command starts, and a command that can't tell it does not start. SIGHUP, or the
-# end of the others without a word that the command has ended, makes D end it; no moment is too early for either.
-# The last read waits for CONFIRMATION, 25 s at most: the agent throws away what has not been acknowledged 2 s after the
-# terminal's end, so on a slow line the end of a long output would be lost if the terminal ended here.
-_BODY: Final = r"""m=
-H=
-for t in od tr sleep;do h $t||m="$m $t";done
-%(needs)s[ "$(od -Ad -v -tx1</dev/null)" ]||m="$m od(with-A-and-t)"
-[ "$m" ]&&{ s missing$m;exit;}
-if base64 -w 0</dev/null;then w=base64;b(){ base64 -w 0;}
-elif h base64;then w=base64;b(){ base64;}
-else w=hex;b(){ od -Ad -v -tx1;};fi
+# D learns the group's number before the command starts, and a command that can't tell it does not start. SIGHUP,
+# SIGINT, or the end of the others without a word that the command has ended, makes D end it; no moment is too early.
+# The last read waits for CONFIRMATION: the agent throws away what has not been acknowledged 2 s after the terminal's
+# end, so on a slow line the end of a long output would be lost if the terminal ended here.
+# Variables and directory are the command's alone, and set after its group's leader has been found.
+_BODY: Final = r"""_m=
+_H=
+for _t in od tr sleep;do h $_t||_m="$_m $_t";done
+%(needs)s[ "$(od -Ad -v -tx1</dev/null)" ]||_m="$_m od(with-A-and-t)"
+[ "$_m" ]&&{ s missing$_m;exit;}
+if base64 -w 0</dev/null;then _w=base64;b(){ base64 -w 0;}
+elif h base64;then _w=base64;b(){ base64;}
+else _w=hex;b(){ od -Ad -v -tx1;};fi
 O(){ b>&4;echo o$?>&5;}
-if [ $w = base64 ]&&h tee&&h wc&&[ -e /dev/fd/0 ];then K(){ { tee /dev/fd/8|O;} 8>&1|wc -c>&5;};else K(){ O;};fi
+if [ $_w = base64 ]&&h tee&&h wc&&[ -e /dev/fd/0 ];then K(){ { tee /dev/fd/8|O;} 8>&1|wc -c>&5;};else K(){ O;};fi
 E(){ od -Ad -v -tx1|tr "0-9a-f \n" "%(punctuation)s">&4;echo e$?>&5;}
-if h setsid;then G=setsid g=- P=\$\$
-elif timeout --foreground 0 true;then G="timeout 0" g=- P=\$PPID
-else G= g= P=\$\$;fi
+if h setsid;then _G=setsid _g=- _P=\$\$
+elif timeout --foreground 0 true;then _G="timeout 0" _g=- _P=\$PPID
+else _G= _g= _P=\$\$;fi
+_Z=%(prepare)s
 X(){
 (exec 2>&3 3>&- 4>&- 5>&- 6<&-
-%(prepare)sexec $G sh -c "echo $P>&7||exit;exec 7>&-;exec \"\$@\"" sh %(argv)s)
+exec $_G sh -c "echo $_P>&7||exit;exec 7>&-;${_Z}exec \"\$@\"" sh %(argv)s)
 echo r$?>&5
 echo>&7
 }
 D(){
-trap H=1 HUP
-read -r p||read -r p||return
+trap _H=1 HUP INT
+read -r _p||read -r _p||return
+trap "kill -9 $_g$_p" HUP INT
+[ "$_H" ]&&kill -9 $_g$_p
 {
 trap "kill \$!;exit" TERM
 sleep %(seconds)d 4>&- 5>&- 6<&- &
 wait $!
 trap "" TERM
 echo t>&5
-kill -15 $g$p
-i=0
-while [ $i -lt %(tenths)d ]&&kill -0 $g$p;do i=$((i+1));sleep .1||{ i=$((i+9));sleep 1;};done 4>&- 5>&-
-kill -9 $g$p
+kill -15 $_g$_p
+_i=0
+while [ $_i -lt %(tenths)d ]&&kill -0 $_g$_p;do _i=$((_i+1));sleep .1||{ _i=$((_i+9));sleep 1;};done 4>&- 5>&-
+kill -9 $_g$_p
 } </dev/null >/dev/null &
-k=$!
-read -r y||kill -9 $g$p
-read -r y
-[ "$H" ]&&kill -9 $g$p
-kill $k
-wait $k
+_k=$!
+read -r _y||kill -9 $_g$_p
+read -r _y
+kill $_k
+wait $_k
 }
-%(stdin)ss begin $w ${G:-none}
-r=$(exec 5>&1;{ { { %(feed)s|K;} 3>&1|E;} 7>&1|D;})
-s end $r
-h stty&&stty -icanon -echo min 0 time 250<&6
-read -r y<&6
+%(stdin)ss begin $_w ${_G:-none}
+_r=$(exec 5>&1;{ { { %(feed)s|K;} 3>&1|E;} 7>&1|D;})
+s end $_r
+c
 """
 
 
@@ -162,7 +177,7 @@ def prepare(program: Program, nonce: str | None = None) -> Call:
     half = len(nonce) // 2
     head = _HEAD % {"first": nonce[:half], "second": nonce[half:]}
     body = _body(program)
-    whole = "/bin/sh -c " + shlex.quote(head + body)
+    whole = "/bin/sh -c " + shlex.quote(head + ("" if program.has_stdin else _GO) + body)
     if len(whole.encode()) <= MAX_COMMAND:
         return Call(whole, nonce.encode())
     return Call("/bin/sh -c " + shlex.quote(head + _READ), nonce.encode(), body.encode())
@@ -171,28 +186,33 @@ def prepare(program: Program, nonce: str | None = None) -> Call:
 def _body(program: Program) -> str:
     if bool(program.argv) == (program.script is not None):
         raise WrapperError("Give either a command or a script.")
+    if not 0 < program.seconds <= MAX_SECONDS:
+        raise WrapperError(
+            f"The time limit of a command has to be greater than 0 and at most {MAX_SECONDS} seconds,"
+            f" not {program.seconds:g}."
+        )
     texts = [*program.argv, program.script or "", *program.arguments, program.directory or ""]
     if any("\0" in text for text in [*texts, *program.environment.values()]):
         raise WrapperError("A command, script, argument, or variable for a container cannot hold a NUL character.")
     feed, needs = "X", ""
     argv: Sequence[str] = program.argv
     if program.has_stdin:
-        feed = "{ head -c $l<&6|d|X;}"
-        needs = 'h stty||m="$m stty"\n'
+        feed = "{ head -c $_l<&6|d|X;}"
+        needs = 'h stty||_m="$_m stty"\n'
     else:
         feed = "X</dev/null"
     if program.script is not None:
         feed = f"printf %s {shlex.quote(program.script)}|{{ {feed};}} 9<&0"
-        needs += '[ -e /dev/fd/0 ]||m="$m /dev/fd"\n'
+        needs += '[ -e /dev/fd/0 ]||_m="$_m /dev/fd"\n'
         argv = [*_interpreter(program.script), "/dev/fd/9", *program.arguments]
     return _BODY % {
         "needs": needs,
         "punctuation": _PUNCTUATION.decode(),
-        "prepare": _preparation(program),
+        "prepare": shlex.quote(_preparation(program)),
         "argv": shlex.join(argv),
         "seconds": max(1, math.ceil(program.seconds)),
         "tenths": GRACE * 10,
-        "stdin": "q\ns send stdin $a\nread -r l<&6\n" if program.has_stdin else "",
+        "stdin": "q\ns send stdin $_a\nread -r _l<&6\n" if program.has_stdin else "",
         "feed": feed,
     }
 
@@ -211,7 +231,7 @@ def _preparation(program: Program) -> str:
 def _interpreter(script: str) -> list[str]:
     found = _SHELL_LINE.fullmatch(script.partition("\n")[0])
     if found is None:
-        return ["sh"]
+        return ["/bin/sh"]
     # The kernel passes everything behind the interpreter as one argument.
     return [part for part in found.groups() if part]
 
@@ -281,6 +301,8 @@ class _Dump:
     def feed(self, text: bytes) -> bytes:
         lines = (self._rest + text).split(b"\n")
         self._rest = lines.pop()
+        if len(self._rest) > _MARK_LIMIT:
+            raise ArmourError(f"The container's dump of {self._name} is damaged.")
         return b"".join(self._line(line) for line in lines if line)
 
     def _line(self, line: bytes) -> bytes:
@@ -320,9 +342,10 @@ class Piece:
 class Reader:
     """Read what the script prints, piece by piece.
 
-    Set in the course of it: ``wants`` ("script" or "stdin" as soon as the container asks for it; the caller clears
-    it), ``armour`` (how it wants it), ``missing`` (tools without which it gave up), ``group`` (what keeps the
-    processes together, "none" when only the command itself can be ended), ``started``, ``ending``.
+    Set in the course of it: ``wants`` ("script", "stdin", or "go" as soon as the container asks for it; the caller
+    clears it, and nothing runs before it has been answered), ``armour`` (how it wants it), ``missing`` (tools without
+    which it gave up), ``group`` (what keeps the processes together, "none" when only the command itself can be ended),
+    ``started``, ``ending``.
     """
 
     def __init__(self, nonce: bytes) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import ssl
 import threading
 import time
@@ -42,6 +43,9 @@ RESUMES: Final = 20  # broken connections that one session is carried on over
 RESUME_ATTEMPTS: Final = 3
 RESUME_TIMEOUT: Final = 5.0  # seconds for ssm:ResumeSession
 LINGER: Final = 1.0  # seconds that output may still come after channel_closed when frames are missing
+
+#: The library logs headers and messages, token included, to whoever listens at the level DEBUG.
+_SILENT: Final = logging.Logger("session_manager", logging.CRITICAL + 1)
 
 #: Where AWS tools look for a certificate authority, most specific first.
 CA_VARIABLES: Final = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -156,6 +160,7 @@ class Session:
                 close_timeout=CLOSE_TIMEOUT,
                 max_size=MAX_FRAME,
                 max_queue=256,
+                logger=_SILENT,
             )
             await self._socket.send(self.channel.opening())
         except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, ValueError, EOFError) as exc:
@@ -168,7 +173,8 @@ class Session:
         channel has come. Raises SessionBroke.
         """
         try:
-            await self._write()
+            async with asyncio.timeout(max(0.0, until - self._clock())):
+                await self._write()
             due = self.channel.next_due()
             wait = min(until, due if due is not None else until, *self._linger())
             async with asyncio.timeout(max(0.0, wait - self._clock())):

@@ -178,6 +178,9 @@ class Connection(ConnectionBase):  # type: ignore[misc]
         except ImportError as exc:
             raise AnsibleError(missing_required_lib((exc.name or "boto3").partition(".")[0])) from None
         options = self.get_options()
+        for name in ("command_timeout", "max_output"):
+            if not 0 < options[name] < float("inf"):
+                raise AnsibleError(f"The option {name} of the connection has to be a number greater than 0.")
         try:
             session = new_session(options)
             ecs = plugin_client(session, options["endpoint_url"], "ecs")

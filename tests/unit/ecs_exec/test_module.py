@@ -216,7 +216,9 @@ def test_check_mode_runs_only_what_is_read_only(module, endpoint):
     result = module(url, check=True, services=["imap", "off"], argv=["true"])
     assert (result["changed"], result["results"]) == (True, [])
     assert result["would_run_in"] == TASKS["imap"]
-    assert result["msg"] == "Would run the command in 2 of 3 tasks."
+    assert result["msg"] == "Would run true in 2 of 3 tasks."
+    assert result["status"] == "partial"
+    assert "was not enabled" in result["reasons"][0]
     assert "ExecuteCommand" not in running.calls
     result = module(url, check=True, services=["imap"], argv=["true"], read_only=True)
     assert (result["changed"], len(result["results"])) == (False, 2)
@@ -276,14 +278,28 @@ def test_files_go_in_and_come_out(module, endpoint, tmp_path):
     assert Path(entry["dest"]).read_bytes() == data + b"one 7\n"
 
 
+def test_text_goes_in_as_it_is(module, endpoint):
+    _, url = endpoint
+    result = module(url, tasks=["b" * 32], argv=["od", "-An", "-tx1"], stdin="é\n.")
+    assert result["results"][0]["stdout"] == " c3 a9 0a 2e\n"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({}, "one of the following is required: argv, command, script, script_file"),
         ({"argv": ["a"], "command": "b"}, "mutually exclusive"),
         ({"argv": ["a"], "script_args": ["b"]}, "script_args needs script"),
-        ({"argv": ["a"], "timeout": 0}, "The option timeout has to be greater than 0."),
-        ({"argv": ["a"], "max_parallel": 0}, "The option max_parallel has to be greater than 0."),
+        ({"argv": ["a"], "timeout": 0}, "The option timeout has to be a number greater than 0."),
+        ({"argv": ["a"], "timeout": "nan"}, "The option timeout has to be a number greater than 0."),
+        ({"argv": ["a"], "timeout": "inf"}, "The option timeout has to be a number greater than 0."),
+        ({"argv": ["a"], "timeout": 1e12}, "at most 1000000 seconds"),
+        ({"argv": ["a"], "deadline": "nan"}, "The option deadline has to be a number greater than 0."),
+        ({"argv": ["a"], "max_parallel": 0}, "The option max_parallel has to be a number greater than 0."),
+        ({"argv": ["a"], "max_output": -1}, "The option max_output has to be a number greater than 0."),
+        ({"argv": []}, "The option argv is empty"),
+        ({"argv": ["a"], "services": []}, "The option services is empty"),
+        ({"argv": ["a"], "stdin": "b", "stdin_file": "/dev/null"}, "mutually exclusive"),
         ({"argv": ["a"], "tasks_wanted": "some"}, "all, any, or a number"),
         ({"argv": ["a"], "dest": "/no/such"}, "is no directory"),
         ({"argv": ["a"], "stdin_file": "/no/such"}, "'/no/such' (option stdin_file) can't be read"),
@@ -293,7 +309,7 @@ def test_files_go_in_and_come_out(module, endpoint, tmp_path):
 )
 def test_what_cannot_be_done_is_said_before_any_call(module, endpoint, options, words):
     running, url = endpoint
-    result = module(url, services=["imap"], **options)
+    result = module(url, **{"services": ["imap"], **options})
     assert result["failed"]
     assert words in result["msg"]
     assert running.calls == []

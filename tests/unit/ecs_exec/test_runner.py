@@ -200,6 +200,42 @@ def test_an_interrupt_ends_the_sessions_and_their_commands(number):
     assert wait_for(lambda: sleepers() == 0)
 
 
+STARTING = """
+import runpy, sys, time
+runpy.run_path({conftest!r})
+from ansible.module_utils.ecs_exec import runner
+from ansible.module_utils.ecs_exec.wrapper import Program
+from tests.unit.session_manager.gateway import Gateway, targets
+class Slow(Gateway):
+    def execute(self, target, command):
+        started = super().execute(target, command)
+        print("called", flush=True)
+        time.sleep(1.5)
+        return started
+with Slow() as gateway:
+    try:
+        runner.run(runner.Plan(Program(argv=("true",), seconds=60)), targets(), gateway)
+    finally:
+        print(sorted(gateway.terminated) == sorted(gateway.commands), flush=True)
+"""
+
+
+def test_a_session_that_ecs_makes_during_an_interrupt_is_ended_as_well():
+    conftest = str(Path(__file__).parents[2] / "conftest.py")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTING.format(conftest=conftest)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[3],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"called\n"
+    os.kill(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=15)
+    assert printed == b"True\n"
+    assert process.returncode != 0
+
+
 def sleepers() -> int:
     listing = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout
     return sum(line.split()[1:] == ["sleep", SLEEP] for line in listing.splitlines())

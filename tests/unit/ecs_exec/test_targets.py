@@ -68,6 +68,11 @@ def test_services_are_listed_once_each_and_described_together_in_a_stable_order(
     assert len(ecs.described) == 1
 
 
+def test_a_service_that_is_named_twice_is_meant_once():
+    found = targets.find(Ecs({"a": [task("2"), task("1")]}), "c", services=["a", "a"])
+    assert [target.task for target in found] == ["1", "2"]
+
+
 def test_a_target_carries_what_is_reported():
     (found,) = targets.find(Ecs({"a": [task("1")]}), "cabal-mail", services=["a"])
     assert (found.service, found.family, found.container) == ("cabal-imap", "imap", "imap")
@@ -83,7 +88,7 @@ def test_more_than_a_hundred_tasks_are_described_in_batches():
 
 def test_tasks_by_id_or_arn_keep_their_order_and_one_that_is_gone_stays_in_the_list():
     ecs = Ecs({"a": [task("1"), task("2")]})
-    found = targets.find(ecs, "c", tasks=["2", f"{PREFIX}task/c/9", "1", "2"])
+    found = targets.find(ecs, "c", tasks=["2", f"{PREFIX}task/c/9", "1", "2", f"{PREFIX}task/c/2", "9"])
     assert [target.task for target in found] == ["2", "9", "1"]
     assert "no such task" in (found[1].problem or "")
 

@@ -9,6 +9,7 @@ import os
 import random
 import shlex
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ecs_exec import terminal
+
+INF, NAN = float("inf"), float("nan")
 
 WRITER = """
 import sys, random
@@ -148,6 +151,65 @@ def test_a_script_runs_under_the_interpreter_it_names(padding):
     assert (result.stdout, result.ending) == (b"['a b']\n", wrapper.Ending(5, False))
 
 
+@pytest.mark.parametrize(
+    "names", [string.ascii_letters, ["PATH"], ["IFS", "HOME", "PWD"]], ids=["letters", "PATH", "others"]
+)
+def test_variables_are_the_commands_alone_whatever_their_names(shell, names):
+    """None of them is a variable of the script around the command, and the script changes none of the container's."""
+    given = {name: f"/value/of '{name}'" for name in names}
+    if "PWD" in given:
+        given["PWD"] = os.getcwd()  # which every shell corrects
+    program = Program(argv=(shutil.which("env") or "",), environment=given, seconds=5)
+    result = terminal.run(program, shell=shell)
+    assert result.ending == wrapper.Ending(0, False), result.stderr
+    assert {f"{name}={value}" for name, value in given.items()} <= set(result.stdout.decode().splitlines())
+    inherited = {name: f"of the container, {name}" for name in string.ascii_letters}
+    result = terminal.run(Program(argv=("env",)), shell=shell, environment={"PATH": os.environ["PATH"], **inherited})
+    assert {f"{name}={value}" for name, value in inherited.items()} <= set(result.stdout.decode().splitlines())
+
+
+def test_a_script_of_sh_runs_whatever_the_path():
+    result = terminal.run(Program(script="echo yes\n", environment={"PATH": "/nowhere"}))
+    assert (result.stdout, result.ending) == (b"yes\n", wrapper.Ending(0, False))
+
+
+@pytest.mark.parametrize("answer", [None, wrapper.INTERRUPT], ids=["left alone", "interrupted"])
+def test_what_nobody_reads_never_starts(shell, tmp_path, answer):
+    """A session whose answer from ECS was lost, or that can't be reached, has run nothing when its terminal goes."""
+    call = wrapper.prepare(Program(argv=("touch", str(tmp_path / "ran"))))
+    pid, master = terminal.spawn(call.command.replace("/bin/sh -c", f"{shell} -c", 1), dict(os.environ))
+    reader = Reader(call.nonce)
+    while reader.wants != "go":
+        reader.feed(os.read(master, 1024))
+    terminal.time.sleep(0.2)
+    if answer is not None:
+        os.write(master, answer)
+        os.waitpid(pid, 0)
+        os.close(master)
+    else:
+        os.close(master)
+        os.waitpid(pid, 0)
+    assert not reader.started
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_interrupt_from_the_terminal_ends_the_command(shell):
+    """What is left to a caller who may not end sessions."""
+    call = wrapper.prepare(Program(argv=("sh", "-c", "trap '' INT TERM; sleep 625 & sleep 626; sleep 625"), seconds=60))
+    pid, master = terminal.spawn(call.command.replace("/bin/sh -c", f"{shell} -c", 1), dict(os.environ))
+    begin(call, master)
+    terminal.time.sleep(0.2)
+    assert running("625", "626")
+    os.write(master, wrapper.INTERRUPT)
+    os.waitpid(pid, 0)
+    os.close(master)
+    for _ in range(40):
+        if not running("625", "626"):
+            break
+        terminal.time.sleep(0.05)
+    assert not running("625", "626")
+
+
 def test_a_missing_program_and_a_missing_directory_are_the_commands_own_failures(shell):
     result = terminal.run(Program(argv=("no-such-program",)), shell=shell)
     assert result.ending == wrapper.Ending(127, False)
@@ -169,9 +231,7 @@ def test_the_time_limit_ends_children_that_ignore_the_polite_signal(shell):
 def test_a_hung_up_terminal_ends_the_command(shell):
     call = wrapper.prepare(Program(argv=("sh", "-c", "sleep 623 & sleep 624"), seconds=60))
     pid, master = terminal.spawn(call.command.replace("/bin/sh -c", f"{shell} -c", 1), dict(os.environ))
-    seen = b""
-    while b" begin " not in seen:
-        seen += os.read(master, 1024)
+    begin(call, master)
     terminal.time.sleep(0.2)
     assert running("623", "624")
     os.close(master)
@@ -181,6 +241,17 @@ def test_a_hung_up_terminal_ends_the_command(shell):
             break
         terminal.time.sleep(0.05)
     assert not running("623", "624")
+
+
+def begin(call: wrapper.Call, master: int) -> Reader:
+    """Read until the command starts, answering what has to be answered."""
+    reader = Reader(call.nonce)
+    while not reader.started:
+        reader.feed(os.read(master, 1024))
+        if reader.wants:
+            os.write(master, b"".join(wrapper.armour(call.script, reader.armour)))
+            reader.wants = None
+    return reader
 
 
 def running(*seconds: str) -> bool:
@@ -245,7 +316,7 @@ def test_no_file_is_opened_for_writing(tmp_path):
     trace = tmp_path / "trace"
     terminal_call = f"strace -f -e trace=open,openat,creat -o {trace} {call.command}"
     pid, master = terminal.spawn(terminal_call, dict(os.environ))
-    reader = Reader(call.nonce)
+    reader = begin(call, master)
     while reader.ending is None:
         reader.feed(os.read(master, 1024))
     os.close(master)
@@ -280,6 +351,7 @@ def test_the_command_is_single_quoted_only_and_never_holds_the_nonce():
         (Program(script="a\0b"), "NUL"),
         (Program(argv=("a",), environment={"A": "\0"}), "NUL"),
         (Program(argv=("a",), environment={"a-b": "c"}), "'a-b' is no name"),
+        *((Program(argv=("a",), seconds=number), "greater than 0 and at most") for number in (-1, 0, 2e6, INF, NAN)),
     ],
 )
 def test_what_cannot_be_passed_on_is_refused(program, words):
@@ -349,6 +421,7 @@ def test_the_streams_come_apart_whatever_the_interleaving(out, err, rng):
         b"SGVsbG8={nn end r0 o0 5 e1}",
         b"SGVsbG8={nn end r0 o0 5}",
         b"SGVsbG8={nn begin?}",
+        b"!" * 600,  # a line that does not end
         b"{nn " + b"x" * 600,
     ],
 )

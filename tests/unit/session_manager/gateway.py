@@ -89,6 +89,7 @@ class Mischief:
     refuse_upgrade: int | None = None
     cut_at_open: bool = False
     silent: bool = False
+    deaf: bool = False  # silent, and nothing is read any more
     close_words: str | None = ""
     close_early: bool = False
     never_close: bool = False
@@ -231,9 +232,11 @@ class _Agent:
         self.master = -1
 
     async def run(self) -> None:
+        if self.mischief.deaf:
+            self.socket.transport.pause_reading()  # type: ignore[attr-defined]
         for frame in self.mischief.before:
             await self.socket.send(frame)
-        if self.mischief.silent:
+        if self.mischief.silent or self.mischief.deaf:
             await self.socket.wait_closed()
             return
         reader = asyncio.create_task(self.read())

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,7 +149,8 @@ FATAL = {
     "cut at once": (Mischief(cut_at_open=True), "unreachable", "127.0.0.1"),
     "upgrade refused": (Mischief(refuse_upgrade=403), "unreachable", "HTTP status 403: the signature was refused"),
     "upgrade too late": (Mischief(refuse_upgrade=400), "unreachable", "HTTP status 400: the session is gone"),
-    "cut before the first frame": (Mischief(cut_after=0), "session_broke", "before the command's end"),
+    "cut before the first frame": (Mischief(cut_after=0), "unreachable", "The command was not started."),
+    "cut at the command's start": (Mischief(cut_after=1), "session_broke", "before the command's end"),
     "cut in the middle": (Mischief(cut_after=9), "session_broke", "before the command's end"),
     "a frame that never comes": (
         Mischief(passing=lambda number, frame: [] if number == 5 else [frame], resend=99),
@@ -159,21 +162,36 @@ FATAL = {
         "session_broke",
         "frame 5 has been missing",
     ),
-    "only rubbish": (Mischief(before=[b"rubbish"] * 200, silent=True), "session_broke", "malformed"),
+    "only rubbish": (Mischief(before=[b"rubbish"] * 200, silent=True), "unreachable", "malformed"),
+    "rubbish in the middle": (
+        Mischief(passing=lambda number, frame: [b"rubbish"] * 200 if number == 5 else [frame]),
+        "session_broke",
+        "malformed",
+    ),
     "too large a frame": (
         Mischief(before=[output(0, bytes(MAX_FRAME + 1))], silent=True),
-        "session_broke",
+        "unreachable",
         "more than 256 KiB",
     ),
-    "silence": (Mischief(silent=True), "session_broke", "did not start the command in time"),
+    "silence": (Mischief(silent=True), "unreachable", "did not answer in time"),
+    "silence once the command may run": (
+        Mischief(passing=lambda number, frame: [frame] if number == 0 else [], resend=99, never_close=True),
+        "session_broke",
+        "whether it will is unknown",
+    ),
+    "who sends and never reads": (
+        Mischief(before=[output(0, bytes(1024))] * 40_000, deaf=True),
+        "unreachable",
+        "did not answer in time",
+    ),
     "a stopped task": (
         Mischief(before=[build("pause_publication", 0, b"", 0)], silent=True),
-        "session_broke",
+        "unreachable",
         "stopped answering",
     ),
     "encryption without a key": (
         Mischief(handshake=[{"ActionType": "KMSEncryption"}]),
-        "session_broke",
+        "unreachable",
         "without naming the key",
     ),
     "no shell": (
@@ -190,7 +208,7 @@ FATAL = {
     ),
     "closed without words": (
         Mischief(before=[closing()], silent=True),
-        "session_broke",
+        "unreachable",
         "before the command's end was",
     ),
     "forged output": (
@@ -275,8 +293,8 @@ def test_a_process_left_behind_is_named():
 
 
 def test_a_session_that_breaks_ends_the_command_in_the_container():
-    program = Program(argv=("sh", "-c", "sleep 614"), seconds=30)
-    mischief = Mischief(cut_after=0)
+    program = Program(argv=("sh", "-c", "head -c 90000 /dev/zero; sleep 614"), seconds=30)
+    mischief = Mischief(cut_after=9)
     with Gateway(mischief) as gateway:
         (outcome,) = runner.run(Plan(program), targets(), gateway)
         assert outcome.outcome == "session_broke"
@@ -285,6 +303,37 @@ def test_a_session_that_breaks_ends_the_command_in_the_container():
         while running("614") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not running("614")
+
+
+def test_a_session_that_breaks_before_the_command_may_start_has_run_nothing(tmp_path):
+    outcome, gateway = attempt(Mischief(cut_after=0), Program(argv=("touch", str(tmp_path / "ran")), seconds=5))
+    assert outcome.outcome == "unreachable"
+    assert len(gateway.terminated) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+class Forbidding(Gateway):
+    """A gateway whose caller may not end sessions, and which does not end them by itself."""
+
+    def terminate(self, session_id: str) -> None:
+        self.terminated.append(session_id)
+        raise PermissionError
+
+    def terminate_child(self, session_id: str) -> None:
+        pass
+
+
+def test_a_caller_who_may_not_end_sessions_ends_the_command_by_the_terminal():
+    program = Program(argv=("sh", "-c", "trap '' INT; head -c 90000 /dev/zero; sleep 615"), seconds=30)
+    with Forbidding() as gateway:
+        (outcome,) = runner.run(Plan(program, max_output=1000), targets(), gateway)
+        assert outcome.outcome == "session_broke"
+        assert len(gateway.terminated) == 1
+        deadline = time.monotonic() + 3
+        while (running("615") or gateway.children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not running("615")
+        assert gateway.children == {}  # the session's own process
 
 
 def running(seconds: str) -> bool:
@@ -313,6 +362,37 @@ def test_large_output_goes_to_a_private_file(tmp_path):
     assert outcome.dest == tmp_path / f"{outcome.target.task}.out"
     assert outcome.dest.read_bytes() == bytes(3_000_000)
     assert outcome.dest.stat().st_mode & 0o777 == 0o600
+
+
+def test_standard_error_is_bounded_where_output_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MAX_STDERR", 10_000)
+    program = Program(argv=("sh", "-c", "head -c 300000 /dev/zero; head -c 90000 /dev/zero >&2"), seconds=20)
+    outcome, _ = attempt(Mischief(), program, max_output=None, dest=tmp_path)
+    assert (outcome.outcome, outcome.stderr, list(tmp_path.iterdir())) == ("session_broke", None, [])
+    assert "more than 10000 bytes to standard error" in (outcome.reason or "")
+
+
+def test_a_file_that_can_not_be_made_is_said_and_nothing_runs(tmp_path):
+    first, second = targets(2)
+    (tmp_path / f"{first.task}.out.part").mkdir()
+    with Gateway() as gateway:
+        outcomes = runner.run(Plan(PROGRAM, dest=tmp_path), [first, second], gateway)
+        assert len(gateway.commands) == 1
+    assert [outcome.outcome for outcome in outcomes] == ["unreachable", "completed"]
+    assert f"'{tmp_path / first.task}.out' can't be written here" in (outcomes[0].reason or "")
+
+
+def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path):
+    """A limit to the size of files stands for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        program = Program(argv=("head", "-c", "3000000", "/dev/zero"), seconds=20)
+        outcome, _ = attempt(Mischief(), program, max_output=None, dest=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (outcome.outcome, outcome.dest, list(tmp_path.iterdir())) == ("session_broke", None, [])
+    assert "File too large" in (outcome.reason or "")
 
 
 def test_a_file_that_is_not_whole_is_not_left(tmp_path):
@@ -345,3 +425,12 @@ def test_the_deadline_holds_for_all_and_says_who_had_no_turn():
 def test_the_upgrade_is_signed_and_presigned_ones_are_not():
     _, gateway = attempt(Mischief())
     assert gateway.headers[0]["Authorization"].startswith("signed http://127.0.0.1:")
+
+
+def test_nothing_of_the_session_is_logged_at_any_level(caplog):
+    caplog.set_level(logging.DEBUG)
+    _, gateway = attempt(Mischief())
+    (opening,) = gateway.opening
+    own = [record for record in caplog.records if not record.name.startswith("websockets.server")]
+    for secret in (opening["TokenValue"], "data-channel", "signed http"):
+        assert secret not in "".join(record.getMessage() for record in own)
