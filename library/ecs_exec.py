@@ -125,7 +125,8 @@ options:
       - In check mode without O(read_only) it is all that is done, as amazon-ecs-exec-checker does it.
       - Needs more than running a command does, as C(ecs:DescribeTaskDefinition), C(ecs:DescribeClusters),
         C(ecs:DescribeContainerInstances), C(sts:GetCallerIdentity), C(iam:SimulatePrincipalPolicy), C(kms:DescribeKey),
-        C(ec2:DescribeSubnets) and C(ec2:DescribeVpcEndpoints). What is not allowed is C(unknown), and the rest goes on.
+        C(ec2:DescribeSubnets), C(ec2:DescribeVpcEndpoints), and for tasks on EC2 without a role
+        C(ec2:DescribeInstances) and C(iam:GetInstanceProfile). What is not allowed is C(unknown), and the rest goes on.
     type: bool
     default: false
   fail_on_unreachable:

@@ -26,8 +26,7 @@ MESSAGES: Final = tuple(
     f"ssmmessages:{name}"
     for name in ("CreateControlChannel", "CreateDataChannel", "OpenControlChannel", "OpenDataChannel")
 )
-_BUCKET: Final = ("s3:PutObject", "s3:GetEncryptionConfiguration")
-_LOGS: Final = ("logs:DescribeLogGroups", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
+_LOG_GROUP: Final = ("logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents")
 _OLDEST_AGENT: Final = (1, 50, 2)
 _ASSUMED: Final = re.compile(r"arn:(aws[\w-]*):sts::(\d+):assumed-role/([^/]+)/.*")
 
@@ -119,11 +118,46 @@ class Diagnosis:
         assumed = _ASSUMED.fullmatch(arn)
         return f"arn:{assumed[1]}:iam::{assumed[2]}:role/{assumed[3]}" if assumed else arn
 
+    def _instance(self, target: Target) -> Mapping[str, Any]:
+        """The container instance of a task on EC2."""
+        arn = target.container_instance or ""
+        ecs = self._clients("ecs")
+        answer = self._once(
+            ("instance", arn),
+            lambda: ecs.describe_container_instances(cluster=target.cluster, containerInstances=[arn]),
+        )
+        instance: Mapping[str, Any] = answer["containerInstances"][0]
+        return instance
+
+    def _role(self, target: Target) -> str | None:
+        """ARN of the role that the agent acts as: the task's, its definition's, or on EC2 the instance's."""
+        role = target.role or self._definition(target).get("taskRoleArn")
+        if role or target.container_instance is None:
+            return role or None
+        instance = str(self._instance(target)["ec2InstanceId"])
+        ec2, iam = self._clients("ec2"), self._clients("iam")
+        answer = self._once(("machine", instance), lambda: ec2.describe_instances(InstanceIds=[instance]))
+        profile = answer["Reservations"][0]["Instances"][0].get("IamInstanceProfile")
+        if profile is None:
+            return None
+        name = str(profile["Arn"]).rpartition("/")[2]
+        found = self._once(("profile", name), lambda: iam.get_instance_profile(InstanceProfileName=name))
+        return next((str(one["Arn"]) for one in found["InstanceProfile"]["Roles"]), None)
+
+    def _vpc(self, target: Target) -> str | None:
+        """The VPC of the task's own subnet, or of its instance where it uses that one's network."""
+        if target.subnet is not None:
+            ec2 = self._clients("ec2")
+            subnets = self._once(("subnet", target.subnet), lambda: ec2.describe_subnets(SubnetIds=[target.subnet]))
+            return str(subnets["Subnets"][0]["VpcId"])
+        attributes = self._instance(target).get("attributes") or [] if target.container_instance else []
+        return next((str(one["value"]) for one in attributes if one.get("name") == "ecs.vpc-id"), None)
+
     # -- checks ---------------------------------------------------------------------------------------------------
 
     def _definition_checks(self, target: Target) -> Iterator[Check]:
         definition = self._definition(target)
-        problems = definition_problems(definition, target.container, target.role)
+        problems = definition_problems(definition, target.container, target.role or target.container_instance)
         for text in problems:
             yield Check("definition", "problem", _sentence(text))
         if not problems:
@@ -142,15 +176,9 @@ class Diagnosis:
 
     def _instance_checks(self, target: Target) -> Iterator[Check]:
         """Tasks on EC2 need an ECS agent that knows ECS Exec; on Fargate the platform version was looked at."""
-        arn = target.container_instance
-        if arn is None:
+        if target.container_instance is None:
             return
-        ecs = self._clients("ecs")
-        answer = self._once(
-            ("instance", arn),
-            lambda: ecs.describe_container_instances(cluster=target.cluster, containerInstances=[arn]),
-        )
-        version = str(answer["containerInstances"][0]["versionInfo"]["agentVersion"])
+        version = str(self._instance(target)["versionInfo"]["agentVersion"])
         old = tuple(int(part) for part in version.split(".")[:3]) < _OLDEST_AGENT
         yield Check(
             "container_instance",
@@ -185,30 +213,25 @@ class Diagnosis:
             )
 
     def _role_checks(self, target: Target) -> Iterator[Check]:
-        role = target.role or self._definition(target).get("taskRoleArn")
-        if not role:
-            yield Check(
-                "task_role", "unknown", "The task has no role of its own, and the instance's was not looked at."
-            )
+        role = self._role(target)
+        if role is None:
+            yield Check("task_role", "problem", "Neither the task nor its instance has a role, so nothing is allowed.")
             return
         denied = self._denied(role, MESSAGES)
         key = self._key(target)
         if key is not None:
             denied += self._denied(role, ["kms:Decrypt"], key)
-        configuration = self._configuration(target)
-        if configuration.get("logging") == "OVERRIDE":
-            logs = configuration.get("logConfiguration") or {}
-            denied += self._denied(role, _BUCKET) if logs.get("s3BucketName") else []
-            denied += self._denied(role, _LOGS) if logs.get("cloudWatchLogGroupName") else []
-        yield _permissions("task_role", f"The task role {role}", denied)
+        for resource, actions in _logging(self._configuration(target), target):
+            denied += self._denied(role, actions, resource)
+        yield _permissions("task_role", f"The task's role {role}", denied)
 
     def _endpoint_checks(self, target: Target) -> Iterator[Check]:
         """A VPC with endpoints but none for ssmmessages often has no other way out."""
-        if target.subnet is None:
-            return
         ec2 = self._clients("ec2")
-        subnets = self._once(("subnet", target.subnet), lambda: ec2.describe_subnets(SubnetIds=[target.subnet]))
-        vpc = str(subnets["Subnets"][0]["VpcId"])
+        vpc = self._vpc(target)
+        if vpc is None:
+            yield Check("vpc_endpoints", "unknown", "ECS does not say in which VPC the task runs.")
+            return
         filters = [{"Name": "vpc-id", "Values": [vpc]}]
         answer = self._once(("endpoints", vpc), lambda: ec2.describe_vpc_endpoints(Filters=filters))
         names = [str(endpoint["ServiceName"]) for endpoint in answer["VpcEndpoints"]]
@@ -224,6 +247,23 @@ class Diagnosis:
             yield Check(
                 "vpc_endpoints", "ok", f"{vpc} has no endpoints, so ssmmessages is reached by a NAT or not at all."
             )
+
+
+def _logging(configuration: Mapping[str, Any], target: Target) -> Iterator[tuple[str, Sequence[str]]]:
+    """What the task role has to be allowed where the cluster logs sessions: resource and actions.
+
+    A role is rightly allowed no more than the bucket and the log group, so ``*`` would be denied.
+    """
+    logs = (configuration.get("logConfiguration") or {}) if configuration.get("logging") == "OVERRIDE" else {}
+    _, partition, _, region, account, *_ = target.task_arn.split(":")
+    if bucket := logs.get("s3BucketName"):
+        arn = f"arn:{partition}:s3:::{bucket}"
+        yield f"{arn}/{logs.get('s3KeyPrefix') or ''}*", ["s3:PutObject"]
+        if logs.get("s3EncryptionEnabled"):
+            yield arn, ["s3:GetEncryptionConfiguration"]
+    if group := logs.get("cloudWatchLogGroupName"):
+        yield "*", ["logs:DescribeLogGroups"]
+        yield f"arn:{partition}:logs:{region}:{account}:log-group:{group}:*", _LOG_GROUP
 
 
 def _guarded(name: str, look: Callable[[Target], Iterable[Check]], target: Target) -> list[Check]:

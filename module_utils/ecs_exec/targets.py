@@ -210,7 +210,7 @@ def _agent_problem(container: Mapping[str, Any]) -> str | None:
 def definition_problems(definition: Mapping[str, Any], container: str, role: str | None = None) -> list[str]:
     """Name what in a task definition is known to break ECS Exec in one of its containers.
 
-    role: the task role that the task itself names instead of its definition.
+    role: what the task acts as in spite of its definition: a role of its own, or on EC2 the container instance.
     """
     problems = []
     for part in definition.get("containerDefinitions") or []:

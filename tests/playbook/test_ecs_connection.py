@@ -194,6 +194,15 @@ def test_a_container_out_of_reach_is_unreachable_with_its_reason(
     assert "was not enabled when this task was started" in " ".join(done.stdout.split())
 
 
+def test_a_limit_that_is_none_is_refused_by_its_name_before_any_call(tasks: Tasks) -> None:
+    (host,) = tasks.listed()["cabal_imap"]["hosts"]
+    tasks.sandbox.reset_calls()
+    done = tasks("ansible", host, "-m", "raw", "-a", "true", "-e", "ansible_ecs_exec_command_timeout=nan")
+    assert done.returncode != 0
+    assert "The option command_timeout of the connection has to be a number" in " ".join(done.stdout.split())
+    assert [call["operation"] for call in tasks.sandbox.calls()] == ["ecs.ListTasks", "ecs.DescribeTasks"]
+
+
 def test_an_encrypted_cluster_is_reached_by_connection_and_module(
     tasks: Tasks, scenario_with: Callable[..., Path]
 ) -> None:

@@ -19,6 +19,7 @@ from tests.unit.ecs_exec.test_targets import Ecs, task
 KEY = "arn:aws:kms:us-east-1:123456789012:key/k"
 ROLE = "arn:aws:iam::123456789012:role/cabal-ecs-task"
 CALLER = "arn:aws:iam::123456789012:role/operators"
+INSTANCE_ROLE = "arn:aws:iam::123456789012:role/nodes"
 TASK = "arn:aws:ecs:us-east-1:123456789012:task/cabal-mail/1"
 
 
@@ -33,6 +34,8 @@ class World:
         self.container: dict[str, Any] = {"name": "imap", "linuxParameters": {"initProcessEnabled": True}}
         self.definition: dict[str, Any] = {"taskRoleArn": ROLE, "containerDefinitions": [self.container]}
         self.agent_version = "1.90.0"
+        self.attributes: list[dict[str, str]] = []
+        self.profile = {"IamInstanceProfile": {"Arn": "arn:aws:iam::123456789012:instance-profile/nodes"}}
         self.configuration: dict[str, Any] | None = None
         self.denied: dict[str, set[str]] = {ROLE: set(), CALLER: {"ssm:StartSession"}}
         self.endpoints: list[str] = []
@@ -48,7 +51,17 @@ class World:
         answer = {
             "describe_task_definition": lambda **_: {"taskDefinition": self.definition},
             "describe_container_instances": lambda **_: {
-                "containerInstances": [{"versionInfo": {"agentVersion": self.agent_version}}]
+                "containerInstances": [
+                    {
+                        "versionInfo": {"agentVersion": self.agent_version},
+                        "attributes": self.attributes,
+                        "ec2InstanceId": "i-1",
+                    }
+                ]
+            },
+            "describe_instances": lambda **_: {"Reservations": [{"Instances": [self.profile]}]},
+            "get_instance_profile": lambda InstanceProfileName: {
+                "InstanceProfile": {"Roles": [{"Arn": INSTANCE_ROLE}] if InstanceProfileName == "nodes" else []}
             },
             "describe_clusters": lambda **_: {
                 "clusters": [{"configuration": {"executeCommandConfiguration": self.configuration}}]
@@ -221,9 +234,24 @@ def test_each_cause_is_named_alone(world, name):
     assert others <= ({"cluster"} if "log to" in name else set())
 
 
-def test_no_task_role_at_all_is_a_problem_and_its_permissions_are_unknown(world):
+def test_without_a_task_role_it_is_the_instances_that_counts(world):
     world.definition.pop("taskRoleArn")
-    assert bad(Diagnosis(world).of(target())) == [("definition", "problem"), ("task_role", "unknown")]
+    world.denied[INSTANCE_ROLE] = {"ssmmessages:OpenDataChannel"}
+    checks = Diagnosis(world).of(target())
+    assert bad(checks) == [("task_role", "problem")]
+    assert any(f"{INSTANCE_ROLE} may not call ssmmessages:OpenDataChannel" in check.text for check in checks)
+    world.denied[INSTANCE_ROLE].clear()
+    assert bad(Diagnosis(world).of(target())) == []
+    world.refuses.add("get_instance_profile")
+    assert bad(Diagnosis(world).of(target())) == [("task_role", "unknown")]
+    world.profile.clear()
+    assert bad(Diagnosis(world).of(target())) == [("task_role", "problem")]
+
+
+def test_no_role_at_all_is_a_problem_on_fargate(world):
+    world.definition.pop("taskRoleArn")
+    checks = Diagnosis(world).of(target(container_instance=None))
+    assert bad(checks) == [("definition", "problem"), ("task_role", "problem")]
     world.denied["arn:other"] = set()
     assert bad(Diagnosis(world).of(target(role="arn:other"))) == []
 
@@ -233,6 +261,38 @@ def test_an_endpoint_for_ssmmessages_and_a_key_that_both_may_use_are_ok(world):
     world.endpoints.append("com.amazonaws.us-east-1.ssmmessages")
     assert bad(Diagnosis(world).of(target())) == []
     assert {(CALLER, "kms:GenerateDataKey", KEY), (ROLE, "kms:Decrypt", KEY)} <= set(world.simulated)
+
+
+def test_permissions_to_log_are_looked_at_for_the_bucket_and_the_group_alone(world):
+    """As amazon-ecs-exec-checker does it: a role that may write nowhere else is sound."""
+    logged(world)
+    Diagnosis(world).of(target())
+    bucket, group = "arn:aws:s3:::b", "arn:aws:logs:us-east-1:123456789012:log-group:g:*"
+    own = {(name, resource) for who, name, resource in world.simulated if who == ROLE and name not in MESSAGES}
+    expected = {("s3:PutObject", f"{bucket}/*"), ("logs:DescribeLogGroups", "*")}
+    expected |= {(f"logs:{name}", group) for name in ("CreateLogStream", "DescribeLogStreams", "PutLogEvents")}
+    assert own == expected
+    world.simulated.clear()
+    world.configuration["logConfiguration"].update(s3KeyPrefix="exec/", s3EncryptionEnabled=True)
+    Diagnosis(world).of(target())
+    assert {
+        ("s3:PutObject", f"{bucket}/exec/*"),
+        ("s3:GetEncryptionConfiguration", bucket),
+    } <= {(name, resource) for _, name, resource in world.simulated}
+
+
+def test_a_task_in_its_instances_network_is_looked_for_in_that_vpc(world):
+    world.endpoints.append("com.amazonaws.us-east-1.s3")
+    world.attributes.append({"name": "ecs.vpc-id", "value": "vpc-9"})
+    (check,) = [check for check in Diagnosis(world).of(target(subnet=None)) if check.name == "vpc_endpoints"]
+    assert (check.status, check.text[:5]) == ("warning", "vpc-9")
+    assert "describe_subnets" not in world.calls
+    (check,) = [
+        check
+        for check in Diagnosis(world).of(target(subnet=None, container_instance=None))
+        if check.name == "vpc_endpoints"
+    ]
+    assert check.status == "unknown"
 
 
 @pytest.mark.parametrize(
