@@ -46,6 +46,15 @@ options:
     description: What the deployment's metric filter looks for; lines that contain it are counted as it counts.
     type: str
     default: dsn=5
+  metric:
+    description:
+      - Name of the metric in CloudWatch. With it, the lines of the 24 hours before O(start) are counted for comparison,
+        from the metric where it exists, else by one Logs Insights query, whose scanned bytes are billed.
+    type: str
+  metric_namespace:
+    description: Namespace of the metric.
+    type: str
+    default: Cabalmail/Logs
   metric_lines:
     description: The runbook's condition is more than so many lines of the metric.
     type: int
@@ -194,6 +203,14 @@ tiers:
         - Null when no log could be read; from a part of the logs it is a lower bound, as RV(status) says.
       type: dict
       returned: always
+    day_before:
+      description:
+        - The metric's lines in the 24 hours before the window; C(status), C(reasons), C(source) (C(metric) or
+          C(insights)), C(start), C(end), C(lines), C(busiest) (C(lines), C(minutes), C(start) of the span with the most
+          of them), C(scanned_bytes) (what the query bills). What is not known is null; it changes no other status.
+        - Null when O(metric) is not given.
+      type: dict
+      returned: always
     by_tier:
       description: A section for each tier, by its name.
       type: dict
@@ -273,6 +290,7 @@ from ansible.module_utils.aws_support import aws_module, client
 from ansible.module_utils.basic import missing_required_lib
 from ansible.module_utils.cabalmail.privacy import Masker, load_or_create_key
 from ansible.module_utils.cabalmail.time import epoch_ms, format_rfc3339
+from ansible.module_utils.cloudwatch_day_before import Asked, DayBefore
 from ansible.module_utils.cloudwatch_insights import Choice, InsightsReader, choose
 from ansible.module_utils.cloudwatch_logs import RawPagesFactory, Reader
 
@@ -303,6 +321,8 @@ ARGUMENTS: dict[str, Any] = {
     "start": {"type": "str", "required": True},
     "end": {"type": "str", "required": True},
     "metric_pattern": {"type": "str", "default": "dsn=5"},
+    "metric": {"type": "str"},
+    "metric_namespace": {"type": "str", "default": "Cabalmail/Logs"},
     "metric_lines": {"type": "int", "default": 15},
     "metric_minutes": {"type": "int", "default": 30},
     "metric_hold_minutes": {"type": "int", "default": 15},
@@ -426,6 +446,7 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         max_pool_connections=THREADS,
     )  # fmt: skip
     groups = [(group["tier"], group["log_group"]) for group in options["groups"]]
+    before = day_before(module, [group for _, group in groups], start, until)
     choice = Choice(options["engine"], "asked for")
     if choice.engine == "auto":
         choice = choose(logs, [group for _, group in groups], start, end, options["requests_per_second"], budget)
@@ -473,9 +494,24 @@ def read_tiers(module: Any, started: float) -> dict[str, Any]:
         },
         # The alert's metric has no dimension: it counts the lines of all tiers together.
         "peak": peak_of(seconds, options["metric_minutes"]),
+        "day_before": before.result() if before else None,
         "change": change(seconds, start, end, rule, fired) if read else None,
         "by_tier": by_tier,
     }
+
+
+def day_before(module: Any, groups: list[str], end: int, until: float) -> DayBefore | None:
+    """Begin to count the metric's lines of the 24 hours before the window; None where that is not asked for."""
+    options = module.params
+    if not options["metric"]:
+        return None
+    asked = Asked(
+        options["metric_namespace"], options["metric"], options["metric_pattern"], groups, end,
+        options["metric_minutes"],
+    )  # fmt: skip
+    thread = DayBefore(asked, client(module, "cloudwatch"), lambda: client(module, "logs"), until)
+    thread.start()
+    return thread
 
 
 def overall(statuses: list[str]) -> str:

@@ -26,7 +26,7 @@ ROWS = 10_000
 QUERY = f"fields @timestamp, @ingestionTime, @logStream, @message | sort @timestamp asc | limit {ROWS}"
 _MOST_PIECES = 20
 _POLL_SECONDS = (0.1, 2.0)
-_ENDED_BADLY = ("Failed", "Cancelled", "Timeout", "Unknown")
+ENDED_BADLY = ("Failed", "Cancelled", "Timeout", "Unknown")
 # What a page of FilterLogEvents holds, and the share of the time that it may take before Insights is worth its cost.
 _PAGE_BYTES = 1_000_000
 _SHARE = 0.5
@@ -110,7 +110,7 @@ class InsightsReader(Reader):
                 return None
             if answer["status"] == "Complete":
                 return dict(answer)
-            if answer["status"] in _ENDED_BADLY:
+            if answer["status"] in ENDED_BADLY:
                 self._give_up(piece.tier, f"The Insights query over {piece.group} ended as {answer['status']}.")
                 return None
         return None
@@ -125,14 +125,14 @@ def _event(row: Iterable[dict[str, str]]) -> dict[str, Any] | None:
     ingested = fields.get("@ingestionTime")
     return {
         "logStreamName": fields.get("@logStream") or "",
-        "timestamp": _milliseconds(when),
+        "timestamp": milliseconds(when),
         "message": message,
-        "ingestionTime": _milliseconds(ingested) if ingested else None,
+        "ingestionTime": milliseconds(ingested) if ingested else None,
         "eventId": fields.get("@ptr") or "",
     }
 
 
-def _milliseconds(text: str) -> int:
+def milliseconds(text: str) -> int:
     """`2026-11-24 21:53:14.123`, which is UTC, as milliseconds since 1970."""
     whole, _, fraction = text.partition(".")
     return timegm(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) * 1000 + int((fraction + "000")[:3])

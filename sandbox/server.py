@@ -149,7 +149,7 @@ class Sandbox:
             self._faults = Faults()
             self.scenario, self.logs = fresh, await asyncio.to_thread(_build_logs, fresh)
             self.dns.zone = dns.Zone(dns.published(fresh), fresh.dns)
-            seeder = Seeder(fresh, self.moto, self.endpoint)
+            seeder = Seeder(fresh, self.moto, self.endpoint, self.logs)
             seeding = asyncio.create_task(asyncio.to_thread(seeder.run))
             runtime = await self._open_runtime()
             runtime.set_imap_address(next(iter(fresh.discovery["imap"]), None))

@@ -24,7 +24,8 @@ from .time import format_rfc3339, parse_rfc3339
 class Rule:
     """What is known of an alert rule of a Cabalmail deployment."""
 
-    pattern: str  # what the metric filter counts lines of
+    metric: str  # CloudWatch's name of the metric
+    pattern: str  # what its filter counts lines of
     lines: int  # the rule fires above this many
     minutes: int  # in a window this long
     hold_minutes: int  # and for this long
@@ -34,8 +35,8 @@ class Rule:
 
 BOUNCED, DEFERRED = "SendmailBouncedSpike", "SendmailDeferredSpike"
 SUPPORTED = {
-    BOUNCED: Rule("dsn=5", 15, 30, 15, 48, "sendmail-bounced-spike.md"),
-    DEFERRED: Rule("stat=Deferred", 10, 10, 15, 28, "sendmail-deferred-spike.md"),
+    BOUNCED: Rule("SendmailBounced", "dsn=5", 15, 30, 15, 48, "sendmail-bounced-spike.md"),
+    DEFERRED: Rule("SendmailDeferred", "stat=Deferred", 10, 10, 15, 28, "sendmail-deferred-spike.md"),
 }
 DEFAULT_NAME = BOUNCED
 # Rules that a deployment has and that no triage exists for yet.
@@ -196,6 +197,7 @@ def section(
             "minutes": round((until - since).total_seconds() / 60, 1),
         },
         "threshold": {
+            "metric": rule.metric,
             "pattern": rule.pattern,
             "lines": rule.lines,
             "minutes": rule.minutes,

@@ -201,8 +201,9 @@ def top_codes(triage: Facts, limit: int) -> list[dict[str, Any]]:
 
 
 def course(triage: Facts) -> str:
-    """One line: when it began, whether it goes on, the rate now against before, and the runbook's condition."""
-    change = (triage.get("tiers") or {}).get("change")
+    """When it began, whether it goes on, the rate now against before, the runbook's condition, the day before."""
+    tiers = triage.get("tiers") or {}
+    change = tiers.get("change")
     if not change or change["state"] == "none":
         return ""
     if change["onset"]:
@@ -210,13 +211,38 @@ def course(triage: Facts) -> str:
         span = f"From {onset} to {ended} UTC" if ended else f"Since {onset} UTC, going on"
         said = f"{span}: {change['since']['per_minute']:g} lines/min, {_before(change['before'])}"
     else:
-        said = "No onset in the window: the rate did not change"
-    held = {
-        "holds": "condition holds",
-        "ended": "condition has ended",
-        "not_met": "condition not met",
-    }
-    return f"{said}; {held.get(change['condition']['state'], 'condition unknown')}"
+        said = "No sharp onset: it came evenly over the window"
+    parts = [said, _condition_words(triage, change["condition"]), _day_words(tiers.get("day_before"))]
+    return "; ".join(part for part in parts if part)
+
+
+def _condition_words(triage: Facts, condition: Facts) -> str:
+    """The runbook's condition in a few words; that it is not met never makes a page false."""
+    if condition["state"] == "holds":
+        return "the runbook's condition holds"
+    if condition["state"] == "ended":
+        return f"the runbook's condition held until {condition['until'][11:16]}"
+    if condition["state"] == "unknown":
+        return "whether the runbook's condition holds is not known"
+    peak = ((triage["tiers"].get("peak") or {}).get("lines")) or 0
+    lines, minutes, hold = (condition[name] for name in ("lines", "minutes", "hold_minutes"))
+    if peak > lines:
+        said = f"{peak} in {minutes} m are over the runbook's {lines}, but for less than {hold} m"
+    else:
+        said = f"at most {peak} in {minutes} m, the runbook's condition is over {lines}"
+    paged = (triage.get("alert") or {}).get("source") == "payload"
+    return f"{said} (the page's own rule counts otherwise)" if paged else said
+
+
+def _day_words(day: Facts | None) -> str:
+    """The 24 hours before in a few words; empty where they were not asked for."""
+    if not day:
+        return ""
+    if day["lines"] is None:
+        return "the 24 h before are not known"
+    busiest = day["busiest"]
+    most = f", at most {busiest['lines']} in {busiest['minutes']} m" if day["lines"] else ""
+    return f"the 24 h before: {day['lines']} line{'' if day['lines'] == 1 else 's'}{most}"
 
 
 def _before(rate: Facts) -> str:
@@ -225,17 +251,45 @@ def _before(rate: Facts) -> str:
 
 def course_lines(triage: Facts) -> list[str]:
     """The same for the report, in sentences, and what the deployment's own rule can see of it."""
-    change = (triage.get("tiers") or {}).get("change")
+    tiers = triage.get("tiers") or {}
+    change = tiers.get("change")
     if not change:
         return []
-    return [*_onset_sentences(change), _condition_sentence(change["condition"]), *_rule_sentences(change)]
+    return [
+        *_onset_sentences(change),
+        *_day_sentences(tiers.get("day_before")),
+        _condition_sentence(change["condition"]),
+        *_rule_sentences(change),
+    ]
+
+
+def _day_sentences(day: Facts | None) -> list[str]:
+    """The 24 hours before the window, and where the number is from."""
+    if not day:
+        return []
+    if day["lines"] is None:
+        return [f"The 24 hours before are not known. {' '.join(day['reasons'])}"]
+    busiest = day["busiest"]
+    scanned = day["scanned_bytes"]
+    source = (
+        "by CloudWatch's metric"
+        if scanned is None
+        else f"counted by a Logs Insights query ({scanned / 1e6:,.1f} MB scanned), since there is no metric"
+    )
+    most = (
+        f"; the busiest {busiest['minutes']} minutes, from {busiest['start']}, had {busiest['lines']}"
+        if day["lines"]
+        else ""
+    )
+    said = f"The 24 hours before, {day['start']} to {day['end']}: {day['lines']} lines {source}{most}."
+    return [" ".join([said, *day["reasons"]])]
 
 
 def _onset_sentences(change: Facts) -> list[str]:
     if change["state"] == "none":
         return ["No line of the metric in the window."]
     if change["onset"] is None:
-        return ["No minute stands out: the rate did not change within the window."]
+        return ["No minute stands out: the lines came evenly over the window, which says nothing of how many they are."]
     since = change["since"]
     over = f"ended at {change['ended']}" if change["ended"] else "is still going on"
     return [
@@ -250,7 +304,7 @@ def _condition_sentence(condition: Facts) -> str:
     state = {
         "holds": f"holds now, since {condition['from']}",
         "ended": f"held from {condition['from']} to {condition['until']} and holds no more",
-        "not_met": "does not hold and did not in this window",
+        "not_met": "does not hold and did not in this window (a page may come nevertheless: see the deployed rule)",
         "unknown": "can't be told: the window begins too late",
     }[condition["state"]]
     fired = {True: " It held when the alert fired.", False: " It did not hold when the alert fired.", None: ""}
@@ -379,7 +433,7 @@ def _head(triage: Facts, result: Facts, judged: bool) -> list[Line]:
         ),
         *_wrapped(verdict["summary"], 3),
         *_wrapped(f"Confidence: {verdict['confidence_reason']}", 2, "dim"),
-        *([Line(_fit(inert(said)))] if (said := course(triage)) else []),
+        *(_wrapped(said, 2) if (said := course(triage)) else []),
     ]
     others = [
         f"{row['id']} ({row['tier']})" if row.get("tier") else row["id"] for row in (triage.get("findings") or [])[1:]

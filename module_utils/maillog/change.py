@@ -129,7 +129,9 @@ def condition(seconds: Mapping[int, int], start: int, end: int, rule: Rule, fire
         of the last time that it held.
     """
     hold = rule.hold_minutes * 60
-    spans = [span for span in over(seconds, rule) if span[1] - span[0] >= hold]
+    # Lines that were read go on to count after the window's end, which is nothing that was seen.
+    seen = [(since, min(until, end)) for since, until in over(seconds, rule)]
+    spans = [span for span in seen if span[1] - span[0] >= hold]
     now = _held_at(spans, end, start, rule)
     last = spans[-1] if spans else None
     state = {True: "holds", False: "ended" if last else "not_met", None: "unknown"}[now]

@@ -156,6 +156,30 @@ def test_a_missing_group_and_a_silent_tier(running: SandboxUnderTest, write_scen
     assert messages(running, "smtp-out", time.time() - 3600) != []
 
 
+def test_the_metrics_have_what_the_lines_had(running: SandboxUnderTest, write_scenario: WriteScenario) -> None:
+    """Monitoring off has no metric; on, each stretch with events has a sum, 0 where no line was counted."""
+    lines = "".join(
+        f"2026-11-28T{hour}:00:01.000000+00:00 h sendmail[1]: x: dsn=5.1.1\n" for hour in ("09", "09", "17")
+    )
+    day = {"StartTime": time.time() - 86_400, "EndTime": time.time()}
+
+    def sums() -> list[float]:
+        stat = {
+            "Metric": {"Namespace": "Cabalmail/Logs", "MetricName": "SendmailBounced"},
+            "Period": 300,
+            "Stat": "Sum",
+        }
+        query = [{"Id": "lines", "MetricStat": stat}]
+        answer = running.client("cloudwatch").get_metric_data(MetricDataQueries=query, **day)
+        return list(answer["MetricDataResults"][0]["Values"])
+
+    running.load(write_scenario("watched", {"smtp-out.maillog": lines}))
+    assert sorted(value for value in sums() if value) == [1, 2]
+    assert 0 in sums()
+    running.load(write_scenario("unwatched", {"smtp-out.maillog": lines}, parameters={"heartbeat": None}))
+    assert sums() == []
+
+
 def test_alert_file_follows_the_scenario(running: SandboxUnderTest, write_scenario: WriteScenario) -> None:
     running.load(write_scenario("paged"))
     alert = json.loads((running.state_dir / "alert.json").read_text())

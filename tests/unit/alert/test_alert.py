@@ -234,7 +234,13 @@ def test_section() -> None:
         "fired_at": "2026-11-24T21:55:00Z",
         "minutes": 53.0,
     }
-    assert section["threshold"] == {"pattern": "dsn=5", "lines": 15, "minutes": 30, "hold_minutes": 15}
+    assert section["threshold"] == {
+        "metric": "SendmailBounced",
+        "pattern": "dsn=5",
+        "lines": 15,
+        "minutes": 30,
+        "hold_minutes": 15,
+    }
 
 
 def test_the_deferred_spike_has_its_own_window_threshold_and_runbook() -> None:
@@ -243,5 +249,11 @@ def test_the_deferred_spike_has_its_own_window_threshold_and_runbook() -> None:
     span = page.window(NOW, None, None, chosen.starts_at, rule.look_back_minutes)
     section = page.section(chosen.name, "payload", chosen, span, "prod")
     assert section["window"]["start"] == "2026-11-24T21:27:00Z"
-    assert section["threshold"] == {"pattern": "stat=Deferred", "lines": 10, "minutes": 10, "hold_minutes": 15}
+    assert section["threshold"] == {
+        "metric": "SendmailDeferred",
+        "pattern": "stat=Deferred",
+        "lines": 10,
+        "minutes": 10,
+        "hold_minutes": 15,
+    }
     assert section["runbook"] == "sendmail-deferred-spike.md"

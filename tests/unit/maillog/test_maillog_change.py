@@ -134,3 +134,9 @@ def test_the_condition_against_counting_each_second(offsets: list[int]) -> None:
     for second in range(0, 4300, 37):
         count = sum(second - 600 < offset <= second for offset in offsets)
         assert any(since <= ZERO + second < until for since, until in spans) == (count > 10)
+
+
+def test_what_the_lines_will_make_of_the_time_after_the_window_is_nothing_that_was_seen() -> None:
+    """Over the threshold for eight minutes at the window's end: it may come to hold, and has not held."""
+    found = seen(steady(2, 36.5, 52), minutes=52)["condition"]
+    assert (found["state"], found["from"], found["until"]) == ("not_met", None, None)

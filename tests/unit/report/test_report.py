@@ -21,7 +21,7 @@ from ansible.module_utils.cabalmail.inert import code, fenced, inert, markdown
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .sample import finding, tier_log, triage, unavailable
+from .sample import END, START, finding, tier_log, triage, unavailable
 
 REPO = Path(__file__).resolve().parents[3]
 SCHEMA = REPO / "data" / "schema" / "triage-1.json"
@@ -357,11 +357,46 @@ def with_course(**members: Any) -> dict[str, Any]:
 
 
 def test_the_summary_tells_since_when_and_whether_it_goes_on() -> None:
-    assert "Since 21:37 UTC, going on: 2.09 lines/min, 0.12 before; condition holds" in texts(with_course())
+    said = report.course(with_course())
+    assert said == "Since 21:37 UTC, going on: 2.09 lines/min, 0.12 before; the runbook's condition holds"
+    assert said[:70] in " ".join(texts(with_course()))
     ended = with_course(state="ended", ended="2026-11-24T21:41:00Z")
-    assert any(line.startswith("From 21:37 to 21:41 UTC: ") for line in texts(ended))
-    none = with_course(state="none", onset=None, before=None, since=None)
-    assert not any("UTC: " in line for line in texts(none))
+    assert report.course(ended).startswith("From 21:37 to 21:41 UTC: ")
+    assert report.course(with_course(state="none", onset=None, before=None, since=None)) == ""
+
+
+@pytest.mark.parametrize(
+    ("peak", "source", "said"),
+    [
+        (21, "payload", "21 in 30 m are over the runbook's 15, but for less than 15 m (the page's own rule"),
+        (21, "none", "21 in 30 m are over the runbook's 15, but for less than 15 m"),
+        (9, "payload", "at most 9 in 30 m, the runbook's condition is over 15 (the page's own rule"),
+    ],
+)
+def test_a_spike_without_onset_never_reads_as_a_false_alarm(peak: int, source: str, said: str) -> None:
+    fact = with_course(state="steady", onset=None, before=None, since=None)
+    fact["tiers"]["change"]["condition"].update(state="not_met", now=False)
+    fact["tiers"]["peak"] = {"lines": peak}
+    fact["alert"]["source"] = source
+    end = " counts otherwise)" if source == "payload" else ""
+    assert report.course(fact) == f"No sharp onset: it came evenly over the window; {said}{end}"
+
+
+def test_the_day_before_stands_beside_or_is_said_to_be_unknown() -> None:
+    fact = with_course()
+    day = {
+        "status": "complete", "reasons": [], "source": "metric", "start": START, "end": END, "lines": 4,
+        "busiest": {"lines": 3, "minutes": 30, "start": START}, "scanned_bytes": None,
+    }  # fmt: skip
+    fact["tiers"]["day_before"] = day
+    assert report.course(fact).endswith("; the 24 h before: 4 lines, at most 3 in 30 m")
+    assert any("4 lines by CloudWatch's metric; the busiest 30 minutes" in line for line in report.course_lines(fact))
+    day.update(source="insights", scanned_bytes=2_500_000)
+    assert any("a Logs Insights query (2.5 MB scanned)" in line for line in report.course_lines(fact))
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(fact)
+    day.update(status="unavailable", reasons=["Access was denied."], source=None, lines=None, busiest=None)
+    assert report.course(fact).endswith("; the 24 h before are not known")
+    assert "The 24 hours before are not known. Access was denied." in report.course_lines(fact)
 
 
 def test_the_report_tells_the_condition_apart_from_what_the_deployed_rule_sees() -> None:
