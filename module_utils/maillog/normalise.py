@@ -149,8 +149,14 @@ def _mask_url(url: str) -> str:
     if not rest:
         scheme, rest = "", url
     host, slash, path = rest.partition("/")
-    path = _URL_VALUE.sub("<id>", slash + path) if path else slash
+    path = _URL_VALUE.sub(_mask_url_value, slash + path) if path else slash
     return (scheme + "//" if scheme else "") + host + path
+
+
+def _mask_url_value(match: re.Match[str]) -> str:
+    """What stands behind "#" may be a provider's code (#BL000000), which tells."""
+    kept = match.string[match.start() - 1] == "#" and _KEPT_CODE.match(match.group())
+    return match.group() if kept else "<id>"
 
 
 class Normaliser:
