@@ -273,6 +273,8 @@ class TierAggregator:
         count = mail_lines = 0
         first, last, ingested, lag = _NEVER, 0, 0, -_NEVER
         for stream, timestamp, message, ingestion, event_id in events:
+            if type(message) is not str or type(timestamp) is not int:
+                continue
             stamp, precise, pid, record = parse(message, timestamp)
             kind = type(record)
             # The text tells a line with a fraction of a second and a process. So it does a delivery with a second only:
@@ -497,7 +499,7 @@ class TierAggregator:
         if provider and for_provider:
             provider.messages += 1
         self._mark(when)
-        minute = self._minute(when)
+        minute = self._minutes.get(when // 60_000) or self._minute(when)
         minute[_BOUNCED] += 1
         minute[_RECIPIENTS] += count
         if not count:

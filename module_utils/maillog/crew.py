@@ -61,7 +61,7 @@ def feed_page(aggregator: TierAggregator, body: bytes) -> None:
             )
             for item in events
         ]
-    aggregator.feed(row for row in rows if type(row[2]) is str and type(row[1]) is int)
+    aggregator.feed(rows)
 
 
 class Crew:

@@ -30,11 +30,14 @@ _NAME = r"[^,]*+(?:,(?! )[^,]*+)*+"
 # Queue ids of all generations have a digit; words of sendmail's other lines ("error: ", "STARTTLS: ") have none.
 _QUEUE_ID = r"(?=[A-Za-z]{0,13}\d)[0-9A-Za-z]{5,20}|NOQUEUE"
 
-_SYSLOG = re.compile(
-    r"(?:<\d{1,3}>)?(?:"
-    r"(?P<minute>\d{4}-\d\d-\d\d[T ]\d\d:\d\d):(?P<second>\d\d)(?:[.,](?P<fraction>\d{1,9}))?(?P<zone>Z|[+-]\d\d:?\d\d)"
-    r"|(?P<day>[A-Z][a-z]{2} [ \d]\d) (?P<clock>\d\d:\d\d:\d\d)(?:\.(?P<part>\d{1,9}))?"
-    r") \S{1,255} (?P<program>[^\s:\[\]]{1,64})(?:\[(?P<pid>\d{1,10})\])?: ",
+_ORIGIN = r" \S{1,255} (?P<program>[^\s:\[\]]{1,64})(?:\[(?P<pid>\d{1,10})\])?: "
+_ISO = re.compile(
+    r"(?:<\d{1,3}>)?(?P<minute>\d{4}-\d\d-\d\d[T ]\d\d:\d\d):(?P<second>\d\d)(?:[.,](?P<fraction>\d{1,9}))?"
+    r"(?P<zone>Z|[+-]\d\d:?\d\d)" + _ORIGIN,
+    re.ASCII,
+)
+_TRADITIONAL = re.compile(
+    r"(?:<\d{1,3}>)?(?P<day>[A-Z][a-z]{2} [ \d]\d) (?P<clock>\d\d:\d\d:\d\d)(?:\.(?P<fraction>\d{1,9}))?" + _ORIGIN,
     re.ASCII,
 )
 _RFC5424 = re.compile(
@@ -105,6 +108,10 @@ _DEFERRED = ", stat=Deferred"
 _TWIN = ", stat=Deferred: "
 
 
+# What a named tuple's own constructor does, without its call: these are made once a line.
+_new = tuple.__new__
+
+
 class Parser:
     """Parses the lines of one log group. It has no memory between lines but for caches of times; it never raises."""
 
@@ -119,22 +126,25 @@ class Parser:
             message: the line, in any of the known forms, of any content.
             event_ms: the event's own time in milliseconds since 1970: gives a year to prefixes that have none.
         """
-        match = _SYSLOG.match(message)
+        match = _ISO.match(message)
+        if match is None:
+            return self._traditional(message, event_ms)
+        minute, second, fraction, zone, program, pid = match.groups()
+        stamp = self._minutes.get((minute, zone), -1)
+        if stamp == -1:
+            stamp = self._minute(minute, zone)
+        if stamp is not None:
+            stamp += _millis(second, fraction)
+        record = _sendmail(message, match.end()) if program == "sendmail" else _mail(program, message, match.end())
+        return _new(Line, (stamp, fraction is not None, int(pid) if pid else None, record))
+
+    def _traditional(self, message: str, event_ms: int) -> Line:
+        match = _TRADITIONAL.match(message)
         if match is None:
             return self._untimed(message, event_ms)
-        minute, second, fraction, zone, day, clock, part, program, pid = match.groups()
-        stamp: int | None
-        if minute is not None:
-            stamp = self._minutes.get((minute, zone), -1)
-            if stamp == -1:
-                stamp = self._minute(minute, zone)
-            if stamp is not None:
-                stamp += int(second) * 1000
-                if fraction is not None:
-                    stamp += int(fraction[:3]) if len(fraction) > 2 else int(fraction.ljust(3, "0"))
-        else:
-            stamp, fraction = self._yearless(day, clock, event_ms), part
-        record = _sendmail(message, match.end()) if program == "sendmail" else _mail(program, message, match.end())
+        day, clock, fraction, program, pid = match.groups()
+        stamp = self._yearless(day, clock, event_ms)
+        record = _mail(program, message, match.end())
         return Line(stamp, fraction is not None, int(pid) if pid else None, record)
 
     def _untimed(self, message: str, event_ms: int) -> Line:
@@ -194,6 +204,10 @@ class Parser:
             number = int(match["pid"]) if match["pid"] else None
             return Line(None, False, number, _mail(match["program"] or "sendmail", message, match.end()))
         return Line(None, False, None, Other("stray", message))
+
+
+def _millis(second: str, fraction: str | None) -> int:
+    return int(second + (fraction or "").ljust(3, "0")[:3])
 
 
 def _day(day: str, year: int, event_ms: int) -> int | None:
@@ -265,7 +279,7 @@ def _delivery(message: str, start: int) -> Record:
         outcome = "rejected"
     else:
         outcome = _outcome(dsn, reply, stat)
-    return Delivery(queue_id, to, ctladdr, delay, mailer, host, address, dsn, reply, stat, outcome)
+    return _new(Delivery, (queue_id, to, ctladdr, delay, mailer, host, address, dsn, reply, stat, outcome))
 
 
 def _split_reply(rest: str) -> tuple[str | None, str]:
@@ -348,7 +362,7 @@ def _received(message: str, start: int) -> Record | None:
     relay, address = _NO_RELAY
     if at >= 0:
         relay, address = _RELAYS.get(message[at + 8 :]) or _relay(message[at + 8 :])
-    return Received(queue_id, sender.strip("<>"), int(size[:15]), int(nrcpts[:9]), relay, address)
+    return _new(Received, (queue_id, sender.strip("<>"), int(size[:15]), int(nrcpts[:9]), relay, address))
 
 
 def _ruleset(message: str, start: int) -> Record | None:

@@ -21,6 +21,8 @@ _RECIPIENT = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|\\.|[^",\\])++')
 def split_recipients(to: str) -> list[str]:
     """The addresses of a `to=` list without angle brackets; commas in quoted local parts do not separate."""
     if '"' not in to and "\\" not in to:
+        if "," not in to:
+            return [to.strip("<>")] if to else []
         return [address.strip("<>") for address in to.split(",") if address]
     return [address.strip("<>") for address in _RECIPIENT.findall(to)]
 
