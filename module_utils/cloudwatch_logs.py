@@ -175,7 +175,7 @@ class Reader:
         self._open: dict[str, int] = {}
         self._failed: set[str] = set()
         self._change = threading.Condition()
-        self._pages: queue.Queue[Page | None] = queue.Queue(maxsize=8)
+        self._pages: queue.Queue[Page | None] = queue.Queue(maxsize=2)
 
     def read(self, groups: list[tuple[str, str]], start: int, end: int) -> Iterator[Page]:
         """Yield the pages of `(tier, log group)` pairs between two times (milliseconds, both included), as they come.

@@ -22,9 +22,10 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from .aggregate import TierAggregator
+from .providers import load_suffixes
 
 # Pages that wait for a busy process; each is up to 1 MB.
-_BACKLOG = 2
+_BACKLOG = 1
 _FIELDS = itemgetter("logStreamName", "timestamp", "message", "ingestionTime", "eventId")
 _UNREADABLE = "What AWS answered could not be counted: it is not as documented, or the counting process was ended."
 
@@ -82,6 +83,7 @@ class Crew:
         self._hands: list[_Hand] = []
         self._of: dict[str, _Hand] = {}
         if count > 1:
+            load_suffixes()
             # What is there already stays shared with the children: a collection would touch, and so copy, all of it.
             gc.freeze()
             tiers = list(aggregators)
@@ -153,7 +155,9 @@ class _Hand:
         try:
             while (page := self._pages.get()) is not None:
                 tier, body = page
-                self._pipe.send_bytes(bytes([self._tiers.index(tier)]) + body)
+                self._pipe.send_bytes(bytes([self._tiers.index(tier)]))
+                self._pipe.send_bytes(body)
+                del page, body
         except OSError:
             self._gone.set()
 
@@ -178,15 +182,15 @@ class _Hand:
 
 
 def _count(pipe: Connection, near: Connection, aggregators: dict[str, TierAggregator]) -> None:
-    """What the process does: count pages until an empty one, then answer with the tallies."""
+    """What the process does: count pages, each after the number of its tier, until an empty number; then answer."""
     # The parent's end: while it is open here, the end of the parent would go unnoticed.
     near.close()
     # What counting leaves has no cycles, and looking for them takes a tenth of the time.
     gc.disable()
     order = list(aggregators.values())
     try:
-        while body := pipe.recv_bytes():
-            feed_page(order[body[0]], body[1:])
+        while which := pipe.recv_bytes():
+            feed_page(order[which[0]], pipe.recv_bytes())
         outcomes: dict[str, tuple[str, list[str]]] = pipe.recv()
         pipe.send({tier: _tally(aggregators[tier], *outcome) for tier, outcome in outcomes.items()})
     except (OSError, EOFError, ValueError):

@@ -36,6 +36,11 @@ def _suffix_list() -> PublicSuffixList:
     return PublicSuffixList()
 
 
+def load_suffixes() -> None:
+    """Read the Public Suffix List now: processes that are forked afterwards share it."""
+    _suffix_list()
+
+
 def registrable_domain(host: str) -> str | None:
     """The domain that was registered, by the Public Suffix List; ``None`` for an address literal or a bare name."""
     host = host.strip("[].").lower()
