@@ -52,7 +52,9 @@ _BARE = re.compile(
 )
 _DELIVERY = re.compile(
     rf"(?P<id>{_QUEUE_ID}): to=(?P<to>{_VALUE})(?:, \[more\])?, (?:ctladdr=(?P<ctladdr>{_VALUE}), )?"
-    r"delay=(?P<delay>[\d+:]++)(?:, xdelay=[\d+:]*+)?(?:, mailer=(?P<mailer>[^,]*+))?(?:, pri=-?\d++)?"
+    r"delay=(?P<delay>[\d+:]++)(?:, xdelay=[\d+:]*+)?(?:, mailer=(?P<mailer>[^,]*+))?"
+    # Built to log more, sendmail 8.16 and later have tls_verify= and the like here.
+    r"(?:, (?!pri=|relay=|dsn=|ntries=|quarantine=|reply=|stat=)[a-z_]{1,20}=[^,]*+)*+(?:, pri=-?\d++)?"
     rf"(?:, relay=(?P<relay>{_NAME}))?"
     r"(?:, dsn=(?P<dsn>\d\.\d{1,3}\.\d{1,3})(?![\d.]))?(?:, ntries=\d++)?(?:, quarantine=[^,]*+)?(?P<rest>.*)",
     re.DOTALL,
@@ -345,6 +347,9 @@ def _relay(relay: str) -> tuple[str | None, str | None]:
 
 def _split_relay(relay: str) -> tuple[str | None, str | None]:
     host, space, rest = relay.partition(" [")
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdecimal() and (name.endswith("]") or ":" not in name):
+        host = name
     if space:
         return host.rstrip(".").lower() or None, rest.partition("]")[0] or None
     if host.startswith("[") and host.endswith("]"):

@@ -132,7 +132,8 @@ def test_the_histogram_of_codes_is_empty(triage: Callable[..., Run], by_hand: By
     run = triage("smtp-out-provider-block", "--tags", "tier_bounces")
     assert int(by_hand(COUNT, "smtp-out")) > 15
     assert by_hand(CODES, "smtp-out") == ""
-    lines = (SCENARIOS / "smtp-out-provider-block" / "smtp-out.maillog").read_text().splitlines()
+    log = (SCENARIOS / "smtp-out-provider-block" / "smtp-out.maillog").read_text().splitlines()
+    lines = [line for line in log if line > "2026-11-24T21:"]  # a few are of the day before
     codes = Counter(re.search(r", dsn=(5\.\d+\.\d+), ", line)[1] for line in lines if ", dsn=5." in line)
     assert {row["code"]: row["lines"] for row in bounces(run, "smtp-out")["codes"]} == codes
 

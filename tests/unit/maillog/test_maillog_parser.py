@@ -331,3 +331,25 @@ def test_time_is_linear(start: str, unit: str) -> None:
     began = time.monotonic()
     Parser().parse(line, NOW)
     assert time.monotonic() - began < 2
+
+
+MORE = "mailer=esmtp, tls_verify=OK, auth=NONE, pri=30158"
+
+
+@pytest.mark.parametrize(
+    ("fields", "relay", "address"),
+    [
+        (f"{MORE}, relay=mx.b.example. [192.0.2.1]", "mx.b.example", "192.0.2.1"),
+        ("mailer=relay, pri=1, relay=mx.b.example.:587 [192.0.2.1]", "mx.b.example", "192.0.2.1"),
+        ("mailer=relay, pri=1, relay=[127.0.0.1]:2525 [127.0.0.1]", "[127.0.0.1]", "127.0.0.1"),
+        ("mailer=relay, pri=1, relay=[IPv6:2001:db8::1] [IPv6:2001:db8::1]", "[ipv6:2001:db8::1]", "IPv6:2001:db8::1"),
+    ],
+)
+def test_fields_that_a_build_adds_and_ports_of_a_relay(fields: str, relay: str, address: str) -> None:
+    line = (
+        f"6AOCAJIg909452: to=<a@b.example>, delay=00:00:00, {fields}, dsn=5.1.1, reply=550 5.1.1 no, stat=User unknown"
+    )
+    record = Parser().parse(f"2026-11-24T21:24:33.014523+00:00 h sendmail[1326]: {line}", 1_795_557_600_000).record
+    assert isinstance(record, Delivery)
+    assert (record.relay, record.relay_ip) == (relay, address)
+    assert (record.dsn, record.reply, record.stat) == ("5.1.1", "550 5.1.1 no", "User unknown")
