@@ -24,6 +24,12 @@ _RULES = {
         "Sendmail is deferring mail",
         "More than 10 deferred lines in 10 minutes.",
     ),
+    "heartbeat-ecs-reconfigure": (
+        "critical",
+        "heartbeat-ecs-reconfigure.md",
+        "Missed heartbeat: ecs-reconfigure",
+        "No task has pinged for 60 minutes.",
+    ),
 }
 
 

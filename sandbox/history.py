@@ -21,6 +21,7 @@ Line = tuple[datetime, str]
 
 INTERVAL_SECONDS = 900
 POLL_SECONDS = 20
+MAKEMAP_FAILED = 65
 PIN_HEARTBEAT_SECONDS = 600
 PIN_EMPTY_SECONDS = 30
 KEPT = timedelta(hours=72)
@@ -55,11 +56,12 @@ class _Writer:
         self.lines.append((moment, text))
 
     def supervisor(self, moment: datetime, text: str, level: str = "INFO") -> None:
-        self.say(moment, f"{moment:%Y-%m-%d %H:%M:%S},{moment.microsecond // 1000:03d} {level} {text}")
+        own = moment + timedelta(seconds=self.spec.clock_skew_seconds)
+        self.say(moment, f"{own:%Y-%m-%d %H:%M:%S},{own.microsecond // 1000:03d} {level} {text}")
 
     def sendmail_starts(self, moment: datetime) -> None:
         pid = self.pid()
-        stamp = moment.isoformat(timespec="microseconds")
+        stamp = (moment + timedelta(seconds=self.spec.clock_skew_seconds)).isoformat(timespec="microseconds")
         self.say(moment, f"{stamp} {self.spec.host_name} sendmail[{pid}]: {_DAEMON}")
 
     def pid(self) -> int:
@@ -79,7 +81,7 @@ def lines(spec: TaskSpec, now: datetime, address_changes: list[datetime], pings:
     writer = _Writer(spec)
     _start(writer)
     since = max(spec.started_at + timedelta(seconds=20), now - KEPT)
-    passes = _passes(writer, since, now, address_changes if spec.index == 0 else [])
+    passes = _passes(writer, since, now, address_changes if spec.index == 0 and spec.hears_queue else [])
     for moment, by_message in passes:
         _regenerate(writer, moment, by_message, pings)
     _ending(writer, now, passes[-1][0] if passes else spec.started_at + timedelta(seconds=8))
@@ -192,13 +194,17 @@ def _dies(writer: _Writer, moment: datetime) -> None:
 
 
 def _fails(writer: _Writer, moment: datetime) -> None:
-    """One pass that makemap ends with status 65 (EX_DATAERR); supervisord starts the loop anew."""
+    """One pass that ends early; supervisord starts the loop anew. Status 65 (EX_DATAERR) comes from makemap."""
     spec = writer.spec
     _begin(writer, moment)
-    _generate(writer, moment + timedelta(milliseconds=400), complete=False)
+    if spec.loop_exit_status == MAKEMAP_FAILED:
+        _generate(writer, moment + timedelta(milliseconds=400), complete=False)
+    else:
+        scanning = "[generate-config] Scanning DynamoDB cabal-addresses table..."
+        writer.say(moment + timedelta(milliseconds=400), scanning)
     ended = moment + timedelta(seconds=2.4)
     writer.say(ended - timedelta(milliseconds=60), spec.loop_error or _makemap_error(spec))
-    writer.supervisor(ended, "exited: reconfigure (exit status 65; not expected)", "WARN")
+    writer.supervisor(ended, f"exited: reconfigure (exit status {spec.loop_exit_status}; not expected)", "WARN")
     writer.spawned(ended + timedelta(seconds=1), "reconfigure")
     writer.say(ended + timedelta(seconds=1.2), f"[reconfigure] Starting config watch loop (tier: {spec.tier})")
     writer.say(ended + timedelta(seconds=1.21), f"[reconfigure] SQS mode: polling {spec.queue_url}")

@@ -137,7 +137,11 @@ class TaskSpec:
     mailq: tuple[QueuedMessage, ...] = ()
     fresh: bool = False
     loop_error: str | None = None
+    loop_exit_status: int = 65
+    hears_queue: bool = True
     pin_empty_seconds: float = 0
+    clock_skew_seconds: float = 0
+    full_disk: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
     @property

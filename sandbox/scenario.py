@@ -260,7 +260,11 @@ class _Builder:
             users=users,
             mailq=tuple(_queued(message) for message in raw.get("mailq", [])),
             loop_error=task.get("loop_error"),
+            loop_exit_status=task.get("loop_exit_status", 65),
+            hears_queue=raw.get("hears_queue", True),
             pin_empty_seconds=pin_empty,
+            clock_skew_seconds=task.get("clock_skew_minutes", 0) * 60,
+            full_disk=tuple(task.get("full_disk", [])),
             environment=self._environment(tier, queue_url),
         )
         return TaskEntry(spec, self._log(tier, index, task))

@@ -285,6 +285,10 @@ def combine(container: Answer, log: Answer) -> tuple[Answer, str | None]:
     """
     if container.state == "unknown" or (log.restarted and "unknown" in container.could_be):
         return log, None
+    if container.state == log.state == "failing":
+        # The log knows what each pass ends with, the container what is left of it.
+        why = f"{log.why}; {container.why}"
+        return replace(container, why=why, exit_status=log.exit_status, could_be=()), None
     if log.state == "unknown" or container.state == log.state:
         return replace(container, exit_status=log.exit_status, since=container.since or log.since), None
     if log.state in container.could_be or (log.state in ("starved", "failing") and container.state == "hung"):

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .alert import DEFERRED
+from .alert import DEFERRED, HEARTBEAT
+from .freshness import epoch
+from .freshness import minutes as duration
 from .inert import inert
 from .signals import coverage_signals
 
@@ -148,6 +150,59 @@ def about_deferrals(triage: Facts) -> bool:
     return bool((triage.get("alert") or {}).get("name") == DEFERRED)
 
 
+def about_loops(triage: Facts) -> bool:
+    """Whether the alert at hand is the loops' heartbeat, which no rule over lines stands behind."""
+    return bool((triage.get("alert") or {}).get("name") == HEARTBEAT)
+
+
+#: Changes shown in the report: those of the day before the onset and on to now, the newest.
+MOST_CHANGES = 20
+CHANGES_SECONDS = 86_400
+
+
+def change_rows(triage: Facts) -> list[list[str]]:
+    """What changed around the onset (without one: the window's beginning): time, distance to it, tier, what.
+
+    The onset stands among them as a row of its own.
+    """
+    window = (triage.get("alert") or {}).get("window") or {}
+    found = ((triage.get("tiers") or {}).get("change") or {}).get("onset")
+    mark = epoch(found or window.get("start"))
+    if mark is None:
+        return []
+    rows = [
+        (at, row)
+        for row in _part(triage, "environment").get("changes") or []
+        if (at := epoch(row["time"])) is not None and at >= mark - CHANGES_SECONDS
+    ][-MOST_CHANGES:]
+    if not rows:
+        return []
+    here = {"time": found or window["start"], "tier": None, "what": "onset of the spike" if found else "window begins"}
+    return [
+        [str(row["time"]), _distance(at - mark), str(row.get("tier") or "-"), str(row["what"])]
+        for at, row in sorted([*rows, (mark, here)], key=lambda pair: pair[0])
+    ]
+
+
+def _distance(seconds: float) -> str:
+    return f"{duration(abs(seconds))} {'before' if seconds < 0 else 'after'}" if round(seconds) else "-"
+
+
+def loop_rows(triage: Facts) -> list[list[str]]:
+    """Each task's loop: tier, task, state, last completed pass, its longest one, why."""
+    return [
+        [
+            str(row["tier"]),
+            str(row["task"]),
+            str(row["state"]),
+            str(row.get("last_done") or "none seen"),
+            "?" if row.get("longest_pass_seconds") is None else f"{row['longest_pass_seconds']:g} s",
+            str(row.get("why") or ""),
+        ]
+        for row in _part(triage, "reconfigure_loop").get("tasks") or []
+    ]
+
+
 def tier_columns(triage: Facts, short: bool = False) -> list[str]:
     """Heads of the table of tiers; its last number is of what the alert does not count."""
     minutes = ((triage.get("alert") or {}).get("threshold") or {}).get("minutes", 30)
@@ -204,7 +259,7 @@ def course(triage: Facts) -> str:
     """When it began, whether it goes on, the rate now against before, the runbook's condition, the day before."""
     tiers = triage.get("tiers") or {}
     change = tiers.get("change")
-    if not change or change["state"] == "none":
+    if not change or change["state"] == "none" or about_loops(triage):
         return ""
     if change["onset"]:
         onset, ended = change["onset"][11:16], (change["ended"] or "")[11:16]
@@ -253,7 +308,7 @@ def course_lines(triage: Facts) -> list[str]:
     """The same for the report, in sentences, and what the deployment's own rule can see of it."""
     tiers = triage.get("tiers") or {}
     change = tiers.get("change")
-    if not change:
+    if not change or about_loops(triage):
         return []
     return [
         *_onset_sentences(change),

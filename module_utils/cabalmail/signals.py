@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from .alert import DEFERRED, SUPPORTED
+from .alert import DEFERRED, HEARTBEAT, SUPPORTED
 from .sending import sending_signals
 
 Facts = Mapping[str, Any]
@@ -109,7 +109,8 @@ def alert_signals(triage: Facts) -> dict[str, Any]:
     return {
         "name": alert.get("name"),
         "deferred": deferred,
-        "bounced": not deferred,
+        "heartbeat": alert.get("name") == HEARTBEAT,
+        "bounced": not deferred and alert.get("name") != HEARTBEAT,
         # What the alert counts, and what has become of a recipient that it counts.
         "noun": "deferrals" if deferred else "bounces",
         "fate": "deferred" if deferred else "bounced",
@@ -666,6 +667,8 @@ def coverage_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any
     sight = {
         tier: is_blind(log, levels.get(tier), needed) for tier, log in tiers.items() if usable(log.get("coverage"))
     }
+    if alert_signals(triage)["heartbeat"]:
+        sight = {}  # sendmail's LogLevel is no matter of the loops' own lines
     blind = [blind_tier(triage, tier, levels.get(tier)) for tier in sorted(sight) if sight[tier]]
     unproven = sorted(tier for tier, value in sight.items() if value is None)
     partial = sorted(tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "partial")

@@ -162,7 +162,8 @@ def judge(triage: Mapping[str, Any], table: Sequence[Mapping[str, Any]], options
         signals["found"] = _found(judgement, signals)
         _apply(row, signals, triage, judgement)
     order = {row["id"]: position for position, row in enumerate(table)}
-    judgement.findings.sort(key=lambda finding: _rank(finding, order))
+    about_loops = bool(signals["alert"]["heartbeat"])
+    judgement.findings.sort(key=lambda finding: (_aside(finding) if about_loops else 0, *_rank(finding, order)))
     return {
         "findings": judgement.findings,
         "verdict": judgement.findings[0] if judgement.findings else None,
@@ -200,6 +201,15 @@ def check_table(table: Sequence[Mapping[str, Any]]) -> None:
             raise TableError(f"findings table: remedy {kind} of {identity} is none of {REMEDIES}.")
 
 
+#: Findings that the heartbeat's runbook is about.
+ABOUT_LOOPS = ("reconfigure.", "heartbeat.", "network.", "none.loops", "inconclusive")
+
+
+def _aside(finding: Mapping[str, Any]) -> int:
+    """1 for what a page about the loops is not about: notes of a lag by design, and the mail's own troubles."""
+    return 0 if finding["id"].startswith(ABOUT_LOOPS) and finding["id"] != "reconfigure.lag" else 1
+
+
 def _rank(finding: Mapping[str, Any], order: Mapping[str, int]) -> tuple[int, int, int, int]:
     return (
         SEVERITIES.index(finding["severity"]),
@@ -220,6 +230,7 @@ def _found(judgement: Judgement, signals: Mapping[str, Any]) -> dict[str, Any]:
         "ids": [finding["id"] for finding in judgement.findings],
         "faults": sum(1 for finding in faults if finding["severity"] != "info"),
         "causes": len(faults),
+        "loops": sum(1 for finding in faults if finding["severity"] != "info" and not _aside(finding)),
         "explained": explained,
         "unexplained": None if total is None else max(0, total - explained),
         "not_judged": [entry["id"] for entry in judgement.not_judged],

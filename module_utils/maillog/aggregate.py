@@ -34,6 +34,8 @@ LOCAL = "(local)"
 OWN_HOST = "(own host)"
 _NEVER = 1 << 62
 _DAY_MS = 86_400_000
+#: A line's own time further than this from its event's is an old line that was repeated, or of a clock that is wrong.
+_FAR_MS = 600_000
 _SLACK_MS = 60_000
 _EXPIRY_MS = 120_000
 _MAX_KEYS = 20_000
@@ -297,7 +299,11 @@ class TierAggregator:
             if timestamp > task.last:
                 task.last = timestamp
             when = stamp
-            if when is None or not -_DAY_MS < when - timestamp < _DAY_MS:
+            if (
+                when is None
+                or not -_DAY_MS < when - timestamp < _DAY_MS
+                or (not -_FAR_MS < when - timestamp < _FAR_MS and task.clock_is_off(when - timestamp, timestamp))
+            ):
                 when = timestamp
             elif when < earliest:
                 # An old line that was repeated within the window.

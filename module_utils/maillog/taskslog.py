@@ -18,6 +18,8 @@ _NEVER = 1 << 62
 _MAX_EVENTS = 50_000
 _MAX_STRAYS = 2_000
 _MAX_ERRORS = 20
+#: Lines of a clock that is off by one span differ by no more; a repeated line's distance is anybody's guess.
+_SAME_SPAN_MS = 60_000
 
 _LOOP = (
     ("Regenerating configs", "start"),
@@ -73,6 +75,12 @@ class TaskLog:
         self._pin: tuple[int, str, str] | None = None
         self._heartbeat: int | None = None
         self._pin_event: int | None = None
+        self._far: tuple[int, int] | None = None
+
+    def clock_is_off(self, span: int, timestamp: int) -> bool:
+        """Whether the container's clock is off by this span (milliseconds): an earlier line was off by the same."""
+        before, self._far = self._far, (span, timestamp)
+        return before is not None and abs(span - before[0]) < _SAME_SPAN_MS and abs(timestamp - before[1]) > 1000
 
     def add(self, line: Other, when: int, event_id: str) -> None:
         """Take a line of another program than sendmail."""

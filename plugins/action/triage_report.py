@@ -115,6 +115,9 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path, clea
         "mail_domains": report.domain_rows(triage),
         "outbound": report.outbound_rows(triage),
         "dmarc_line": report.dmarc_line(triage),
+        "changed": report.change_rows(triage),
+        "loops": report.loop_rows(triage),
+        "about_loops": report.about_loops(triage),
     }
     return environment.get_template(template.name).render(view)
 

@@ -126,6 +126,8 @@ def prepare_host(isolation: Isolation, local: Path, tools: Unpacked | None) -> H
         "bin/entrypoint.sh": "entrypoint.sh",
         "bin/hosts-pin.sh": "hosts-pin.sh",
         "bin/supervisord": "supervisor.py",
+        "bin/date": "date.sh",
+        "bin/dig": "dig.sh",
         "sbin/sendmail": "sendmail.sh",
         **{f"sbin/{name}": "daemon.sh" for name in _DAEMONS},
     }
@@ -233,6 +235,8 @@ def build(spec: TaskSpec, root: Path, host: Host, map_maker: MapMaker, imap_addr
     _write(root, "/etc/aliases", maps.MASTER_ALIASES)
     _write(root, "/etc/supervisord.conf", _supervisord_conf(spec, root, host))
     _write(root, "/run/imap-address", f"{imap_address or ''}\n")
+    _write(root, "/run/clock-skew", f"{spec.clock_skew_seconds:.0f}\n")
+    _write(root, "/run/full-disk", "".join(f"{folder}\n" for folder in spec.full_disk))
     _write(root, "/var/log/maillog", "")
     os.mkfifo(root / "run" / "idle")
     if spec.tier == "smtp-out":
@@ -401,7 +405,7 @@ def _declared_maps(spec: TaskSpec, root: Path, map_maker: MapMaker) -> None:
     state = spec.maps
     texts = maps.render(spec.tier, rows_of(spec.addresses, state.text_lacks, state.text_extra))
     made = maps.render(spec.tier, rows_of(spec.addresses, state.db_lacks, state.db_extra))
-    now = time.time()
+    now = time.time() + spec.clock_skew_seconds
     for path, content in texts.items():
         _write(root, path, content)
         _age(root, path, now - state.text_age_seconds)

@@ -37,10 +37,6 @@ REFUSED = {
         {"triage_alert": "DiskFull", "triage_payload": ""},
         "'DiskFull' is not an alert that is known here",
     ),
-    "alert without triage": (
-        {"triage_alert": "heartbeat-ecs-reconfigure", "triage_payload": ""},
-        "supported: SendmailBouncedSpike, SendmailDeferredSpike",
-    ),
     "start in the future": ({"triage_start": FAR}, f"triage_start={FAR} is in the future"),
     "end in the future": ({"triage_end": FAR}, f"triage_end={FAR} is in the future"),
     "reversed": (

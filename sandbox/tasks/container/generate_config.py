@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,17 +38,27 @@ def rows() -> list[maps.Row]:
     return [maps.Row(*(text_of(item, name) for name in ("username", "subdomain", "tld", "user"))) for item in items]
 
 
+def date_by_own_clock(path: str) -> None:
+    """The kernel dates files by the machine's clock, and the task's own may be declared to differ."""
+    with open(f"{ROOT}/run/clock-skew", encoding="ascii") as file:
+        skew = float(file.read() or 0)
+    if skew:
+        os.utime(f"{ROOT}{path}", (time.time() + skew,) * 2)
+
+
 def write(path: str, text: str) -> None:
     """Readers see the old file or the new one, never half of it."""
     with open(f"{ROOT}{path}.tmp", "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(f"{ROOT}{path}.tmp", f"{ROOT}{path}")
+    date_by_own_clock(path)
     print(f"  Generated {path}", flush=True)
 
 
 def make_database(path: str) -> None:
     with open(f"{ROOT}{path}", "rb") as text:
         subprocess.run(["makemap", "hash", f"{ROOT}{path}"], check=True, stdin=text)
+    date_by_own_clock(f"{path}.db")
 
 
 def generate(tier: str) -> None:
@@ -69,6 +80,9 @@ def main() -> int:
         generate(os.environ["TIER"])
     except subprocess.CalledProcessError as error:
         return error.returncode
+    except OSError as error:
+        print(f"/usr/local/bin/generate-config.sh: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -27,6 +27,13 @@ if [ -d "$root/opt/debian" ]; then share "$DEBIAN_HOME" "$root/opt/debian"; fi
 for node in null zero full random urandom tty ptmx; do mount --bind "/dev/$node" "$root/dev/$node"; done
 mount --rbind /dev/pts "$root/dev/pts"
 mount -t proc proc "$root/proc"
+# A full disk: what the folder holds, on a file system that has not a block more. Where no mount is allowed, it stays as it is.
+while read -r folder; do
+  cp -a "$root$folder" "$root/tmp/full" && mount -t tmpfs -o size=1m full "$root$folder" || continue
+  cp -a "$root/tmp/full/." "$root$folder/"
+  rm -rf "$root/tmp/full"
+  dd if=/dev/zero of="$root$folder/.filling" bs=4k 2>/dev/null || :
+done <"$root/run/full-disk"
 unset LOCAL_HOME PYTHON_HOME DEBIAN_HOME
 cd "$root"
 exec chroot . "$@"

@@ -138,13 +138,18 @@ def test_what_fires_goes_before_what_is_resolved() -> None:
     assert choose(body(gone)).state == "resolved"
 
 
-def test_an_alert_without_triage_beside_one_with_it_does_not_stand_in_the_way() -> None:
-    other = entry(labels={"alertname": "heartbeat-ecs-reconfigure"}, fingerprint="bbbb")
+def test_an_alert_that_nobody_knows_beside_one_with_a_triage_does_not_stand_in_the_way() -> None:
+    other = entry(labels={"alertname": "DiskFull"}, fingerprint="bbbb")
     assert choose(body(other, entry())).fingerprint == "aaaa"
-    with pytest.raises(page.AlertError, match="'heartbeat-ecs-reconfigure' is a Cabalmail alert without a triage"):
-        choose(body(other))
     with pytest.raises(page.AlertError, match="'DiskFull' is not an alert that is known here; supported: Sendmail"):
-        choose(body(entry(labels={"alertname": "DiskFull"})))
+        choose(body(other))
+
+
+def test_the_heartbeat_is_looked_at_from_its_last_ping_on() -> None:
+    """Healthchecks waits 30 m and 30 m more, and a pass before that was due within a quarter of an hour."""
+    heartbeat = choose(body(entry(labels={"alertname": "heartbeat-ecs-reconfigure"})))
+    assert page.SUPPORTED[heartbeat.name].look_back_minutes >= 60 + 16
+    assert page.SUPPORTED[heartbeat.name].runbook == "heartbeat-ecs-reconfigure.md"
 
 
 def test_a_wanted_alert_that_is_not_there() -> None:

@@ -91,6 +91,16 @@ def test_old_lines_that_are_repeated_in_the_window_are_left_out() -> None:
     assert read(found)["bounces"]["lines"] == 1
 
 
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_a_container_s_clock_that_is_an_hour_off_moves_no_line(skew: int) -> None:
+    """The event's time is the log driver's; only the first line may be taken for a repeated one."""
+    seconds = range(0, 2400, 60)
+    right = read([event(bounce(second, second), second, second) for second in seconds])["bounces"]
+    wrong = read([event(bounce(second + skew, second), second, second) for second in seconds])["bounces"]
+    assert right["lines"] - wrong["lines"] <= 1
+    assert right["peak"]["lines"] - wrong["peak"]["lines"] <= 1
+
+
 def test_backfilled_lines_show_as_lag() -> None:
     late = event(bounce(0), 0)._replace(ingestion=NOON + 900_000)
     coverage = read([late])["coverage"]

@@ -499,3 +499,52 @@ def test_clear_addresses_are_those_of_the_private_file_and_few(tmp_path: Path) -
     assert "- `jane0@x.example`" in text
     assert "\x1b" not in text
     assert "in clear" not in action.render(fact, report.outcome(fact, None), TEMPLATE)
+
+
+CHANGES = [
+    {"time": "2026-11-20T00:00:00Z", "tier": "imap", "kind": "revision", "what": "long before"},
+    {"time": "2026-11-24T20:50:00Z", "tier": "smtp-in", "kind": "deployment", "what": "deployment of x:7 began | `x`"},
+    {"time": "2026-11-24T21:40:00Z", "tier": None, "kind": "parameter", "what": "after it"},
+]
+
+
+@pytest.mark.parametrize(
+    ("onset", "mark", "distance"),
+    [("2026-11-24T21:30:00Z", "onset of the spike", "40 min before"), (None, "window begins", "10 min before")],
+)
+def test_what_changed_stands_around_the_onset(onset: str | None, mark: str, distance: str) -> None:
+    fact = triage(finding())
+    fact["environment"] = {**fact["environment"], "changes": CHANGES}
+    fact["alert"]["window"]["start"] = "2026-11-24T21:00:00Z"
+    fact["tiers"]["change"] = {**(fact["tiers"].get("change") or {}), "onset": onset}
+    rows = report.change_rows(fact)
+    assert [row[3] for row in rows] == ["deployment of x:7 began | `x`", mark, "after it"]
+    assert (rows[0][1], rows[1][1]) == (distance, "-")
+
+
+def test_without_changes_or_a_window_nothing_is_said_of_them() -> None:
+    fact = triage(finding())
+    fact["environment"] = unavailable("denied")
+    assert report.change_rows(fact) == []
+    fact["environment"] = {"changes": CHANGES}
+    fact["alert"]["window"] = None
+    fact["tiers"]["change"] = None
+    assert report.change_rows(fact) == []
+
+
+def test_the_loops_of_all_tasks() -> None:
+    fact = triage(finding())
+    row = {"tier": "imap", "task": "a" * 32, "state": "hung", "last_done": None, "why": "stopped"}
+    fact["reconfigure_loop"] = {
+        "tasks": [row, {**row, "last_done": "2026-11-24T21:40:00Z", "longest_pass_seconds": 3.0}]
+    }
+    assert [cells[3:5] for cells in report.loop_rows(fact)] == [["none seen", "?"], ["2026-11-24T21:40:00Z", "3 s"]]
+    fact["reconfigure_loop"] = unavailable("skipped")
+    assert report.loop_rows(fact) == []
+
+
+def test_a_page_about_the_loops_tells_no_rate_of_lines() -> None:
+    fact = triage(finding("reconfigure.dead"))
+    fact["alert"]["name"] = "heartbeat-ecs-reconfigure"
+    assert report.course(fact) == ""
+    assert report.course_lines(fact) == []

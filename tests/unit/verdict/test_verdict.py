@@ -268,6 +268,11 @@ def rotated(triage: Triage) -> None:
     triage["reconfigure_loop"]["heartbeat"].update(exists=True, tasks_with_old_value=old)
 
 
+def about_the_heartbeat(triage: Triage) -> None:
+    """The run is about the loops alone."""
+    triage["alert"].update(name="heartbeat-ecs-reconfigure")
+
+
 def unseen(triage: Triage) -> None:
     blind(triage)
     refused_at_imap(triage, "5.3.0", "reject_553", 9)
@@ -404,6 +409,7 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "alert.cannot_see": unseen,
     "inconclusive": unexplained,
     "none.ended": ended,
+    "none.loops_healthy": about_the_heartbeat,
     "none.below_threshold": lambda triage: None,
 }
 #: What takes away the evidence of a finding that otherwise holds.
@@ -979,3 +985,26 @@ def test_while_makemap_refuses_a_row_nobody_is_told_to_restart_imap(
     assert verdict["id"] == "imap.stale_map"
     assert not verdict.get("remedy")
     assert not any("pkill" in (action.get("command") or "") for action in verdict["next_actions"])
+
+
+def test_a_page_about_the_loops_is_answered_about_the_loops(triage: Triage, table: list[Any], options: Triage) -> None:
+    provider_block(triage)
+    blind(triage)
+    about_the_heartbeat(triage)
+    assert judge(triage, table, options)["verdict"]["id"] == "none.loops_healthy"
+    loop_state("dead")(triage)
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["tier"]) == ("reconfigure.dead", "smtp-in")
+    assert "coverage.blind_tier" not in judged(triage, table, options)
+
+
+@pytest.mark.parametrize("unknown", ["one", "all"])
+def test_loops_that_nobody_could_look_at_are_not_healthy(
+    unknown: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    about_the_heartbeat(triage)
+    if unknown == "one":
+        loop_state("unknown")(triage)
+    else:
+        triage["reconfigure_loop"] = unavailable()
+    assert judge(triage, table, options)["verdict"]["id"] == "inconclusive"
