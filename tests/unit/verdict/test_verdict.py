@@ -938,6 +938,10 @@ def test_a_blind_tier_shows_what_is_left_to_see(triage: Triage, table: list[Any]
             row["queue"] = {"messages": 4, "complete": True, "oldest": None, "reasons": [], "why": why}
     found = judged(triage, table, options)["coverage.blind_tier"]["found"]
     assert "opendkim signed 42 messages" in found
+    summary = judged(triage, table, options)["coverage.blind_tier"]["summary"]
+    assert summary.endswith(
+        "signed 42 messages meanwhile. What waits in its queue, as far as mailq says: rate_limited (3)."
+    )
     assert "4 messages wait in its queue; why, as far as mailq says: rate_limited 3" in found
 
 
