@@ -267,7 +267,7 @@ tiers:
           type: dict
           returned: always
         timeline:
-          description: Counts by minute; minutes without any are left out.
+          description: Counts by minute, those of failures also by reason; minutes without any are left out.
           type: list
           elements: dict
           returned: always

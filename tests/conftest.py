@@ -17,3 +17,5 @@ os.environ.setdefault("ANSIBLE_CONFIG", str(REPO / "ansible.cfg"))
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, str(REPO / "module_utils")]))
 if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
+
+from tests.browser import chromium  # noqa: F401

@@ -46,14 +46,27 @@ def choose_folder(given: str, environment: Mapping[str, str]) -> Path:
     return Path(tempfile.mkdtemp(prefix="cabalmail-reports-"))
 
 
-def write(folder: Path, host: str, run: str, files: Mapping[str, str]) -> Path:
-    """Write the files of a run and point ``latest`` at it; returns the run's folder. Raises OSError."""
-    place = folder / safe_name(host) / safe_name(run)
+def place(folder: Path, host: str, run: str) -> Path:
+    """The folder of a run."""
+    return folder / safe_name(host) / safe_name(run)
+
+
+def write(place: Path, files: Mapping[str, str], beside: Mapping[str, str]) -> None:
+    """Write the files of a run, those that are the host's, and point ``latest`` at the run. Raises OSError.
+
+    Args:
+        place: the run's folder.
+        files: names and contents of what lies in it.
+        beside: the same of what lies above it; a reader finds the old or the new one, whole.
+    """
     place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (place / name).write_text(content, encoding="utf-8")
+    for name, content in beside.items():
+        draft = place / f".{name}"
+        draft.write_text(content, encoding="utf-8")
+        draft.replace(place.parent / name)
     _point(place.parent / "latest", place.name)
-    return place
 
 
 def clear_addresses(work_dir: str | None) -> list[str] | None:

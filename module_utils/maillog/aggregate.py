@@ -208,6 +208,9 @@ class TierAggregator:
         self._ingested = 0
         self._lag = -_NEVER
         self._minutes: dict[int, list[int]] = {}
+        # Recipients by minute and reason.
+        self._bounced_for: Counter[tuple[int, str]] = Counter()
+        self._deferred_for: Counter[tuple[int, str]] = Counter()
         self.metric_seconds: Counter[int] = Counter()
         self._metric_lines = 0
         self._deliveries: Counter[str] = Counter()
@@ -510,6 +513,7 @@ class TierAggregator:
         minute[_RECIPIENTS] += count
         if not count:
             return
+        self._bounced_for[when // 60_000, failure.reason.id] += count
         self._domain_attempts_of(fresh)
         domains = self._domains
         for address in fresh:
@@ -623,6 +627,7 @@ class TierAggregator:
         queue_id = record.queue_id
         message = hash(queue_id)
         self._deferral_seconds[when // 1000] += 1
+        self._deferred_for[when // 60_000, failure.reason.id] += len(recipients)
         failure.lines += 1
         if self._deferred_messages.add(message, tally.mark)[0]:
             tally.messages += 1
@@ -841,16 +846,25 @@ class TierAggregator:
                 "domain": self._test_domain or None,
                 **{name: self._apart[name] for name in ("metric_lines", "sent", "deferred", "bounced")},
             },
-            "timeline": [
-                {"minute": format_rfc3339(minute * 60_000), **dict(zip(_MINUTE_FIELDS, counts, strict=True))}
-                for minute, counts in sorted(self._minutes.items())
-            ],
+            "timeline": self._timeline(),
             "foreign_signatures": [
                 {"sender_domain": sender, "signed_by": domain, "messages": count}
                 for (sender, domain), count in _top(self._foreign_signatures)
             ],
             "tasks": {task: log.facts(self._masker) for task, log in sorted(self._tasks.items())},
         }
+
+    def _timeline(self) -> list[dict[str, Any]]:
+        bounced, deferred = _by_minute(self._bounced_for), _by_minute(self._deferred_for)
+        return [
+            {
+                "minute": format_rfc3339(minute * 60_000),
+                **dict(zip(_MINUTE_FIELDS, counts, strict=True)),
+                "reasons": bounced.get(minute, {}),
+                "deferral_reasons": deferred.get(minute, {}),
+            }
+            for minute, counts in sorted(self._minutes.items())
+        ]
 
     def _settle_notices(self) -> None:
         """Messages of which only the notification tells that they bounced: one recipient each is sure."""
@@ -861,6 +875,7 @@ class TierAggregator:
             judged = self._judged.get(key) or self._remember(key, Attempt(stat=text, tier=self.tier), text)
             self._deliveries["bounced"] += 1
             self._minute(when)[_RECIPIENTS] += 1
+            self._bounced_for[when // 60_000, judged.reason.id] += 1
             self._mark(when)
             tally = self._tally(self._reasons, judged.reason)
             tally.recipients += 1
@@ -1115,6 +1130,14 @@ class TierAggregator:
             "reasons": self._reason_rows(self._unseen_reasons),
             "kinds": {kind: self._unseen[kind] for kind in ("reject_553", "user_unknown", "other_reject")},
         }
+
+
+def _by_minute(counts: Mapping[tuple[int, str], int]) -> dict[int, dict[str, int]]:
+    """The counts by reason of each minute."""
+    found: dict[int, dict[str, int]] = {}
+    for (minute, reason), count in sorted(counts.items()):
+        found.setdefault(minute, {})[reason] = count
+    return found
 
 
 def unavailable_tier(

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write triage.json, triage.md and outcome.json of a run, and hand the same dictionary on as an artifact.
+"""Write triage.json, report.html, triage.md and outcome.json of a run and the index of the host's runs, and hand the
+same dictionary on as an artifact.
 
 Options:
     triage (dict): the fact.
@@ -10,6 +11,7 @@ Options:
     template (path): Jinja template of triage.md.
     error (str): why there is no verdict, if there is none.
     work_dir (path): the run's private directory, when triage.md is to name failed recipients in clear; else empty.
+    notifications (list): what became of each notification, as ``triage_notify`` says it.
 
 Returns ``outcome`` (content of outcome.json) and ``path`` (the run's folder).
 """
@@ -30,7 +32,7 @@ from jsonschema import Draft202012Validator
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
-from ansible.module_utils.cabalmail import inert, report, report_files  # noqa: E402
+from ansible.module_utils.cabalmail import history, inert, rendering, report, report_files  # noqa: E402
 
 MOST_FAULTS = 5
 
@@ -40,7 +42,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     _supports_check_mode = True
     _requires_connection = False
-    _VALID_ARGS = frozenset({"triage", "folder", "schema", "template", "error", "work_dir"})
+    _VALID_ARGS = frozenset({"triage", "folder", "schema", "template", "error", "work_dir", "notifications"})
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Write the files; AnsibleActionFail when they can't be written."""
@@ -49,18 +51,26 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         triage = plain(args["triage"])
         faults = schema_faults(triage, Path(args["schema"]))
         error = _error(str(args.get("error") or ""), faults)
-        outcome = report.outcome(triage, error)
-        document = {**triage, "valid": not faults, "invalid_because": faults}
         host, run = triage["run"]["host"], triage["run"]["id"]
+        place = report_files.place(Path(args["folder"]), host, run)
+        runs, more = history.earlier(place.parent, place.name)
+        outcome = report.outcome(triage, error)
+        outcome["seen_before"] = history.seen_before(outcome, runs)
+        outcome["notifications"] = plain(args.get("notifications") or [])
+        document = {**triage, "valid": not faults, "invalid_because": faults}
+        templates = Path(args["template"]).parent
         files = {
             "triage.json": _json(document),
             "triage.md": render(
                 triage, outcome, Path(args["template"]), report_files.clear_addresses(args.get("work_dir"))
             ),
+            "report.html": rendering.report_page(triage, outcome, templates),
             "outcome.json": _json(outcome),
         }
+        listed = [{**outcome, "run": place.name, "page": True}, *runs]
+        index = rendering.index_page(host, history.index_rows(listed), more, templates)
         try:
-            place = report_files.write(Path(args["folder"]), host, run, files)
+            report_files.write(place, files, {"index.html": index})
         except OSError as trouble:
             raise AnsibleActionFail(f"The report can't be written to {args['folder']}: {trouble.strerror}.") from None
         result.update(

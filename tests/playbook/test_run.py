@@ -33,6 +33,7 @@ def test_a_run_leaves_report_artifact_and_summary(triage: Callable[..., Run]) ->
     assert run.triage["valid"] is True, run.triage["invalid_because"]
     assert {path.name for path in (run.report_dir / "sandbox" / "latest").iterdir()} == {
         "outcome.json",
+        "report.html",
         "triage.json",
         "triage.md",
     }

@@ -150,7 +150,12 @@ def test_what_a_job_leaves_behind(job: Callable[..., Job], triage: Callable[...,
     assert done.artifact["triage_artifact"]["sandbox"]["containers"]["status"] == "unavailable"
     # The project can't be written to: the report is among the artifacts, where AWX keeps it.
     assert done.report.parent.parent.parent.name == "7"
-    assert {path.name for path in done.report.iterdir()} == {"outcome.json", "triage.json", "triage.md"}
+    assert {path.name for path in done.report.iterdir()} == {
+        "outcome.json",
+        "report.html",
+        "triage.json",
+        "triage.md",
+    }
     assert re.search(r"^Report: .+/triage\.md\r?$", done.stdout, re.MULTILINE)
     # An artifact comes back as an extra variable of the next job of a workflow: that must not stand in its way.
     again = triage(None, "-e", json.dumps(done.artifact), "--tags", "tier_bounces")

@@ -325,3 +325,16 @@ def test_counted_lines_of_an_unknown_shape_are_said_and_never_pass_for_read() ->
     assert tier["coverage"]["unread_lines"] == 9
     assert tier["coverage"]["status"] == "partial"
     assert "9 of 10" in tier["coverage"]["reasons"][0]
+
+
+def test_the_timeline_says_for_which_reasons_mail_failed() -> None:
+    bounced = [
+        event(bounce(60 * (number // 2), number, to=f"<u{number}@x.example>"), 60 * (number // 2), number)
+        for number in range(4)
+    ]
+    result = read(bounced)
+    told = [(row["bounced_recipients"], row["reasons"], row["deferral_reasons"]) for row in result["timeline"]]
+    reason = result["bounces"]["reasons"][0]["reason"]
+    assert told == [(2, {reason: 2}, {})] * 2
+    total = sum(count for row in result["timeline"] for count in row["reasons"].values())
+    assert total == result["bounces"]["recipients"] == 4

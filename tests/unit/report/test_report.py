@@ -282,17 +282,20 @@ def test_what_breaks_the_schema_is_named(name: str) -> None:
 
 
 def test_files_and_latest(tmp_path: Path) -> None:
-    first = report_files.write(tmp_path, "prod", "1", {"triage.md": "one"})
-    second = report_files.write(tmp_path, "prod", "2", {"triage.md": "two"})
+    first, second = (report_files.place(tmp_path, "prod", name) for name in ("1", "2"))
+    report_files.write(first, {"triage.md": "one"}, {"index.html": "of one"})
+    report_files.write(second, {"triage.md": "two"}, {"index.html": "of both"})
     assert (first / "triage.md").read_text() == "one"
     assert (tmp_path / "prod" / "latest").resolve() == second
-    assert sorted(entry.name for entry in (tmp_path / "prod").iterdir()) == ["1", "2", "latest"]
+    assert sorted(entry.name for entry in (tmp_path / "prod").iterdir()) == ["1", "2", "index.html", "latest"]
+    assert (tmp_path / "prod" / "index.html").read_text() == "of both"
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "/etc", "", ".", "a/b", "\0"])
 def test_no_name_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "reports"
-    place = report_files.write(folder, name, name, {"x": ""})
+    place = report_files.place(folder, name, name)
+    report_files.write(place, {"x": ""}, {})
     assert folder in place.resolve().parents
 
 

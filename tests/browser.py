@@ -1,0 +1,65 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pages in the Chromium of this machine, as a phone and a desk show them, in light and in dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NONE_HERE = "no Chromium on this machine: install it (Debian: apt-get install chromium)"
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+# Only what breaks a rule is wanted, which spares the time for the rest.
+AXE = {"resultTypes": ["violations"]}
+# What differs between light and dark.
+COLOURS = {**AXE, "runOnly": ["color-contrast"]}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser | None]:
+    """The browser of this test process; None where there is none."""
+    if CHROMIUM is None:
+        yield None
+        return
+    with sync_playwright() as playwright:
+        # A container's user may not make namespaces, and the pages are our own.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def faults(browser: Browser, path: Path) -> list[str]:
+    """What is wrong with a page: each message, request, overflow and broken rule of axe-core, with where it is seen."""
+    said: list[str] = []
+    page = browser.new_page(viewport=PHONE, color_scheme="light")
+    try:
+        page.on("console", lambda message: said.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: said.append(f"request: {request.url}"))
+        address = path.absolute().as_uri()
+        page.goto(address)
+        said.remove(f"request: {address}")
+        for name, size in (("phone", PHONE), ("desk", DESK)):
+            page.set_viewport_size(size)
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                rules = AXE if scheme == "light" else COLOURS
+                said += [f"{name}, {scheme}: {fault}" for fault in _seen(page, rules)]
+    finally:
+        page.close()
+    return said
+
+
+def _seen(page: Page, rules: dict[str, object]) -> Iterator[str]:
+    over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    if over > 0:
+        yield f"overflows by {over} pixels"
+    for broken in Axe().run(page, options=rules).response["violations"]:
+        yield f"axe {broken['id']}: {broken['nodes'][0]['html'][:200]}"
