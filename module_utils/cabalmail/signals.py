@@ -22,13 +22,15 @@ Facts = Mapping[str, Any]
 TIERS = ("imap", "smtp-in", "smtp-out")
 
 #: Reasons (see the reason table) by what they say about outgoing mail.
-REFUSAL_REASONS = ("blocklist", "reputation", "rate_limited", "policy")
+NAMED_REASONS = ("blocklist", "reputation", "rate_limited")
+#: The last one names none of the others: a refusal without a cause.
+REFUSAL_REASONS = (*NAMED_REASONS, "policy")
 AUTHENTICATION_REASONS = ("authentication",)
 RECIPIENT_REASONS = ("recipient_unknown", "recipient_disabled", "recipient_restricted", "mailbox_full", "host_unknown")
 CONTENT_REASONS = ("content", "message_too_big")
 
 #: What the maps say of a bounced recipient of ours (see address_map.recipients).
-MAP_STATES = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user", "bad_row")
+MAP_STATES = ("stale_smtp_in", "stale_imap", "revoked", "lag", "missing_user", "bad_row", "in_order")
 STUCK_STATES = ("dead", "hung", "failing", "starved")
 
 
@@ -180,6 +182,7 @@ def spike_signals(triage: Facts, bounces: Facts, deferrals: Facts) -> dict[str, 
             (log.get("apart") or {}).get("metric_lines") or 0 for log in (tiers.get("by_tier") or {}).values()
         ),
         "minimum": about["minimum"],
+        "said": replies_of([log["bounces"] for log in read_logs(tiers.get("by_tier") or {})], lambda _reason: True),
         "onset": change.get("onset"),
         "state": change.get("state"),
         "condition": condition.get("state"),
@@ -351,6 +354,10 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "senders",
             "relay",
             "by_sender_domain",
+            "named",
+            "mailbox",
+            "accepted",
+            "refused_sender",
             "bad_sender",
             "bad_sender_share",
             "bad_senders",
@@ -363,7 +370,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
     reasons = reason_counts(log["bounces"].get("reasons") or [])
     reasons.subtract((log["bounces"].get("own_host") or {}).get("reasons") or {})
     reasons = +reasons
-    refusing = {row["provider"]: refused for row in providers if (refused := total(row, REFUSAL_REASONS))}
+    refusing = {row["provider"]: refused for row in providers if (refused := refusals(row, REFUSAL_REASONS))}
     top = max(refusing, key=lambda name: refusing[name], default=None)
     refused = sum(refusing.values())
     failed = sum(reasons.values())
@@ -371,6 +378,10 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "authentication": sum(reasons[name] for name in AUTHENTICATION_REASONS),
         "recipient": sum(reasons[name] for name in RECIPIENT_REASONS),
         "content": sum(reasons[name] for name in CONTENT_REASONS),
+        # Answers about a mailbox; a host that no name server knows says nothing of one.
+        "mailbox": sum(reasons[name] for name in RECIPIENT_REASONS if name != "host_unknown"),
+        "named": sum(refusals(row, NAMED_REASONS) for row in providers),
+        "accepted": sum(row.get("sent") or 0 for row in providers),
     }
     at_top: Mapping[str, Any] = next((row for row in providers if row["provider"] == top), {})
     return {
@@ -404,6 +415,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
         },
         **bad_sender_signals(log["bounces"].get("senders") or []),
+        "refused_sender": refused_sender(log["bounces"].get("senders") or []),
         "minimum": options.get("minimum_recipients", 5),
     }
 
@@ -417,6 +429,19 @@ def bad_sender_signals(senders: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "bad_sender_share": counts[0][1] / whole if counts else None,
         "bad_senders": counts[:5],
     }
+
+
+def refused_sender(senders: Iterable[Mapping[str, Any]]) -> str | None:
+    """The one sender whose mail nearly all refusals met, if there is one."""
+    counts = ranked({str(row["sender"]): total(row, REFUSAL_REASONS) for row in senders})
+    whole = sum(count for _, count in counts)
+    return counts[0][0] if counts and counts[0][1] >= 0.8 * whole else None
+
+
+def refusals(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
+    """Recipients that a provider refused for what we are; a limit of the recipient's own mailbox is none of it."""
+    theirs = row.get("recipient_faults") or {}
+    return total(row, wanted) - sum(theirs.get(name, 0) for name in wanted)
 
 
 def total(row: Mapping[str, Any], wanted: Iterable[str]) -> int:

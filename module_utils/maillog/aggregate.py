@@ -136,7 +136,7 @@ class _Held:
 
 
 class _Provider:
-    __slots__ = ("attempts", "mark", "messages", "mx", "name", "reasons", "recipients", "sent")
+    __slots__ = ("attempts", "mark", "messages", "mx", "name", "reasons", "recipient_faults", "recipients", "sent")
 
     def __init__(self, name: str, mark: int) -> None:
         self.name = name
@@ -147,6 +147,8 @@ class _Provider:
         self.recipients = 0
         self.messages = 0
         self.reasons: Counter[str] = Counter()
+        # Those of them that are the recipient's own matter: a mailbox may have a rate limit too.
+        self.recipient_faults: Counter[str] = Counter()
 
 
 class TierAggregator:
@@ -550,6 +552,8 @@ class TierAggregator:
             provider.attempts += count
             provider.recipients += count
             provider.reasons[reason.id] += count
+            if reason.fault == "recipient":
+                provider.recipient_faults[reason.id] += count
         if failure.own:
             self._own_relays[failure.relay or ""] += count
             self._own_reasons[reason.id] += count
@@ -1032,6 +1036,7 @@ class TierAggregator:
                     "share_of_bounces": round(provider.recipients / recipients, 4) if recipients else None,
                     "share_of_attempts": round(provider.attempts / attempts, 4) if attempts else None,
                     "reasons": dict(_top(provider.reasons)),
+                    "recipient_faults": dict(_top(provider.recipient_faults)),
                 }
                 for provider in sorted(self._providers.values(), key=_provider_order)[:_TOP]
             ],

@@ -45,6 +45,7 @@ def differences(run: Run, wanted: dict[str, Any]) -> list[str]:
     verdict = run.triage["verdict"] or {}
     found = {
         "verdict": verdict.get("id"),
+        "severity": verdict.get("severity"),
         "confidence": verdict.get("confidence"),
         "remedy": (verdict.get("remedy") or {}).get("kind"),
     }

@@ -171,6 +171,11 @@ def revoked(triage: Triage) -> None:
     triage["address_map"]["recipients"].update(checked=6, by_state={"revoked": 6}, refusals_by_state={"revoked": 20})
 
 
+def caught_up(triage: Triage) -> None:
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    triage["address_map"]["recipients"].update(checked=6, by_state={"in_order": 6}, refusals_by_state={"in_order": 20})
+
+
 def loop_state(state: str) -> Callable[[Triage], None]:
     def change(triage: Triage) -> None:
         row = next(row for row in triage["reconfigure_loop"]["tasks"] if row["tier"] == "smtp-in")
@@ -375,6 +380,7 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "smtp_out.content": content,
     "smtp_in.stale_map": smtp_in_stale,
     "imap.stale_map": imap_stale,
+    "address_map.caught_up": caught_up,
     "smtp_in.revoked_addresses": revoked,
     "reconfigure.dead": loop_state("dead"),
     "reconfigure.hung": loop_state("hung"),
@@ -431,6 +437,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "smtp_out.content": TIERS,
     "smtp_in.stale_map": ("address_map",),
     "imap.stale_map": ("address_map",),
+    "address_map.caught_up": ("address_map",),
     "smtp_in.revoked_addresses": ("address_map",),
     "reconfigure.dead": ("reconfigure_loop",),
     "reconfigure.hung": ("reconfigure_loop",),
