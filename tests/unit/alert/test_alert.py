@@ -223,6 +223,11 @@ def test_a_pager_whose_clock_is_a_little_ahead_is_heard() -> None:
     assert (start, end) == (NOW - timedelta(minutes=48), NOW)
 
 
+def test_a_pager_whose_clock_is_far_ahead_is_refused() -> None:
+    with pytest.raises(page.AlertError):
+        page.window(NOW, None, None, NOW + timedelta(minutes=3), 48)
+
+
 def test_a_window_never_ends_ahead_of_this_machines_clock() -> None:
     """What has not happened yet would count as a quiet stretch."""
     start, end = page.window(NOW, NOW - timedelta(hours=1), NOW + timedelta(seconds=30), None, 48)

@@ -1,0 +1,116 @@
+# Copyright (c) 2026 the cabalmail-runbooks authors
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a condition just holds and just does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.module_utils.cabalmail.signals import build_signals
+from ansible.module_utils.cabalmail.verdict import judge
+
+from .test_verdict import (
+    IMAP,
+    SMTP_IN,
+    Triage,
+    egress_down,
+    external,
+    judged,
+    loop_state,
+    refused_at_imap,
+    smtp_in_stale,
+    unavailable,
+    unresolvable,
+)
+
+
+def test_silence_while_a_task_answers_is_not_the_way_out(triage: Triage, table: list[Any], options: Triage) -> None:
+    egress_down(triage)
+    triage["containers"]["tasks"] = [{"tier": "imap", "task": IMAP, "outcome": "completed"}]
+    assert "network.egress_down" not in judged(triage, table, options)
+
+
+@pytest.mark.parametrize(("state", "down"), [("running", 0), ("pending", 0), ("stopping", 1), ("shutting-down", 1)])
+def test_a_nat_that_is_going_is_down(state: str, down: int, triage: Triage, options: Triage) -> None:
+    triage["environment"]["network"]["nat_instances"] = [{"id": "i-1", "state": state}]
+    assert len(build_signals(triage, options)["network"]["nat_down"]) == down
+
+
+@pytest.mark.parametrize(("last", "silent"), [("2026-11-24T21:30:00Z", False), ("2026-11-24T21:29:59Z", True)])
+def test_eighteen_minutes_are_not_more_than_eighteen(last: str, silent: bool, triage: Triage, options: Triage) -> None:
+    for log in triage["tiers"]["by_tier"].values():
+        log["coverage"]["last_event"] = last
+    assert build_signals(triage, {**options, "silent_minutes": 18})["network"]["silent"] is silent
+
+
+@pytest.mark.parametrize(("peak", "over"), [(15, False), (16, True)])
+def test_fifteen_lines_are_not_over_the_threshold(peak: int, over: bool, triage: Triage, options: Triage) -> None:
+    triage["tiers"]["peak"]["lines"] = peak
+    assert build_signals(triage, options)["bounces"]["over_threshold"] is over
+
+
+@pytest.mark.parametrize(("recipients", "stands"), [(4, False), (5, True)])
+def test_a_few_messages_refused_for_their_content_are_no_finding(
+    recipients: int, stands: bool, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "google", "content", recipients)
+    assert ("smtp_out.content" in judged(triage, table, options)) is stands
+
+
+def test_a_provider_that_takes_most_of_our_mail_is_a_warning(triage: Triage, table: list[Any], options: Triage) -> None:
+    external(triage, "google", "blocklist", 20, sent=81)
+    assert judged(triage, table, options)["smtp_out.provider_block"]["severity"] == "warning"
+    external(triage, "microsoft", "blocklist", 60, sent=60)
+    assert judged(triage, table, options)["smtp_out.provider_block"]["severity"] == "critical"
+
+
+def test_imap_out_of_dns_is_critical_until_it_is_registered_again(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    unresolvable(triage)
+    assert judged(triage, table, options)["imap.unresolvable"]["severity"] == "critical"
+    triage["environment"]["discovery"]["imap"]["instances"] = ["10.0.2.45"]
+    assert judged(triage, table, options)["imap.unresolvable"]["severity"] == "warning"
+    triage["environment"]["discovery"]["imap"] = unavailable()
+    assert judged(triage, table, options)["imap.unresolvable"]["severity"] == "critical"
+
+
+def test_without_maps_a_stuck_smtp_in_is_accused_only_where_imaps_loop_is_proven_healthy(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    loop_state("dead")(triage)
+    triage["address_map"] = unavailable()
+    assert "smtp_in.stale_map" in judged(triage, table, options)
+    for row in triage["reconfigure_loop"]["tasks"]:
+        if row["tier"] == "imap":
+            row["state"] = "unknown"
+    assert build_signals(triage, options)["loops"]["healthy_tiers"] == ["smtp-out"]
+    assert "smtp_in.stale_map" not in judged(triage, table, options)
+
+
+def test_refusals_that_only_one_side_could_log_are_not_zero(triage: Triage, options: Triage) -> None:
+    for log in triage["tiers"]["by_tier"].values():
+        log["coverage"] = unavailable()
+    assert build_signals(triage, options)["own"]["tempfail"] is None
+    refused_at_imap(triage, "5.3.0", "reject_553")
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"] = {"status": "complete", "reasons": []}
+    assert build_signals(triage, options)["own"]["tempfail"] == 20
+
+
+def test_one_condition_that_fails_settles_it_whatever_else_is_unknown(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    """An incident elsewhere must not fill the list of what was not judged."""
+    smtp_in_stale(triage)
+    triage["containers"] = {**unavailable(), "tasks": [], "unreachable": []}
+    skipped = [entry["id"] for entry in judge(triage, table, options)["not_judged"]]
+    # Not all tiers are silent: whether tasks answer does not matter.
+    assert "network.egress_down" not in skipped
+
+
+def test_the_stuck_task_is_the_one_that_is_named(triage: Triage, table: list[Any], options: Triage) -> None:
+    smtp_in_stale(triage)
+    assert SMTP_IN in judged(triage, table, options)["smtp_in.stale_map"]["reproduce"][0]
