@@ -440,7 +440,7 @@ def refused_sender(senders: Iterable[Mapping[str, Any]]) -> str | None:
 
 def refusals(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
     """Recipients that a provider refused for what we are; a limit of the recipient's own mailbox is none of it."""
-    theirs = row.get("recipient_faults") or {}
+    theirs: Mapping[str, int] = row.get("recipient_faults") or {}
     return total(row, wanted) - sum(theirs.get(name, 0) for name in wanted)
 
 
