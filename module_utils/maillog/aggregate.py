@@ -726,7 +726,9 @@ class TierAggregator:
         if record.expired:
             self._expired[digest] = max(when, self._expired.get(digest, 0))
         elif record.kind in ("dsn", "return") and not record.text.startswith(("Return receipt", "Relayed", "Warning")):
-            # Usually the `to=` line says it too. At LogLevel 6, for a user that moved, for too many hops only this.
+            # Usually a `to=` line said it before. At LogLevel 6, for a user that moved, for too many hops only this.
+            if digest in self._messages:
+                return
             held = self._noticed.get(digest)
             if held is None or (when, record.text) < held:
                 self._noticed[digest] = (when, record.text)
