@@ -104,6 +104,9 @@ class Zone:
         self._names = _with_parents({name for name, _kind in self._records})
 
     def _override(self, record: DnsRecord) -> None:
+        if record.name == "*.":
+            self._faults["*.", "ANY"] = record.fault or ""
+            return
         kinds = _TYPES if record.type == "ANY" else (record.type,)
         for kind in kinds:
             if record.fault is not None:
@@ -118,6 +121,10 @@ class Zone:
                         self._records.pop((record.name, kind), None)
             elif (record.name, "CNAME") in self._records:
                 del self._records[record.name, "CNAME"]
+
+    def _everywhere(self, name: str) -> str | None:
+        """The fault of all names but those of the VPC's own zone, which another resolver answers for."""
+        return None if name.endswith(f".{NAMESPACE}.") else self._faults.get(("*.", "ANY"))
 
     def set_address(self, name: str, address: str, present: bool) -> None:
         """Add or remove one A record, as Cloud Map does."""
@@ -145,7 +152,7 @@ class Zone:
         kind = dns.rdatatype.to_text(question.rdtype)
         name = question.name.to_text().lower()
         for _step in range(_MAX_CHAIN):
-            fault = self._faults.get((name, kind))
+            fault = self._faults.get((name, kind)) or self._everywhere(name)
             if fault == "timeout":
                 return None
             if fault is not None:

@@ -843,7 +843,10 @@ def _container_facts(task: Task, health: str) -> Json:
         "image": task.image,
         "imageDigest": "sha256:" + hashlib.sha256(task.image.encode()).hexdigest(),
         "lastStatus": task.last_status if task.last_status in ("RUNNING", "STOPPED") else "PENDING",
-        "networkInterfaces": [{"attachmentId": task.uuid("attachment"), "privateIpv4Address": task.spec.ip}],
+        "networkInterfaces": [
+            {"attachmentId": task.uuid("attachment"), "privateIpv4Address": task.spec.ip}
+            | ({"ipv6Address": task.spec.ipv6} if task.spec.ipv6 else {})
+        ],
         "healthStatus": health,
         "cpu": "0",
         "memory": "512",

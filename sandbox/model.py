@@ -143,6 +143,7 @@ class TaskSpec:
     clock_skew_seconds: float = 0
     full_disk: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    ipv6: str | None = None
 
     @property
     def stream(self) -> str:

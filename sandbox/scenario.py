@@ -246,6 +246,7 @@ class _Builder:
             tier=tier,
             index=index,
             ip=task.get("ip", _default_ip(tier, index)),
+            ipv6=task.get("ipv6"),
             zone=task.get("zone", f"us-east-1{'abc'[index % 3]}"),
             started_at=self._ago(hours=task.get("started_hours_ago", 26)),
             log_level=raw["log_level"],

@@ -148,6 +148,13 @@ class Seeder:
             "RouteTable"
         ]["RouteTableId"]
         route: dict[str, str] = {"RouteTableId": table, "DestinationCidrBlock": "0.0.0.0/0"}
+        if any(task.ipv6 for task in self.scenario.tasks):
+            gateway = ec2.create_egress_only_internet_gateway(VpcId=vpc)["EgressOnlyInternetGateway"]
+            ec2.create_route(
+                RouteTableId=table,
+                DestinationIpv6CidrBlock="::/0",
+                EgressOnlyInternetGatewayId=gateway["EgressOnlyInternetGatewayId"],
+            )
         name = f"cabal-nat-{number}"
         if network.nat == "gateway":
             request: dict[str, Any] = {"SubnetId": subnet_id, "TagSpecifications": _tags("natgateway", name)}

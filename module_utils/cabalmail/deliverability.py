@@ -17,6 +17,7 @@ from typing import Any
 from ..mail_dns.dmarc import aligned
 from .environment.parts import combine
 from .signing import TABLES_BLANK
+from .time import parse_rfc3339
 
 Facts = Mapping[str, Any]
 
@@ -25,6 +26,14 @@ ADDRESSES_FILE = "addresses.jsonl"
 TOP = 20
 
 BLOCKLISTS_BLANK: dict[str, Any] = {"lists": [], "results": []}
+DMARC_BLANK: dict[str, Any] = {
+    **dict.fromkeys(
+        ("ours", "strangers", "period", "newest_report", "rows", "age_hours", "fail_share", "before", "change")
+    ),
+    "sources": [],
+    "reporters": [],
+    "domains": [],
+}
 CONCENTRATION_BLANK: dict[str, Any] = {
     "top_provider": None,
     "share_of_bounces": None,
@@ -39,11 +48,12 @@ CONCENTRATION_BLANK: dict[str, Any] = {
 
 
 def outbound_addresses(triage: Facts, override: Sequence[str] = ()) -> list[str]:
-    """The addresses that mail leaves from: as told, else the Elastic IP addresses of the environment."""
-    if override:
-        return list(override)
-    network = _section(_section(triage, "environment"), "network")
-    return [str(row["ip"]) for row in network.get("addresses") or [] if row.get("ip")]
+    """The addresses that mail leaves from: as told, else those that the environment shows."""
+    return list(override) or [str(row["ip"]) for row in _outbound(triage)]
+
+
+def _outbound(triage: Facts) -> list[Facts]:
+    return _section(_section(triage, "environment"), "network").get("outbound") or []
 
 
 def sending_domains(triage: Facts, control_domain: str, limit: int) -> list[str]:
@@ -257,31 +267,40 @@ def _with_key(row: Facts, tables: Facts, control_domain: str) -> dict[str, Any]:
 def dmarc(triage: Facts) -> dict[str, Any]:
     """What reporters said of our own addresses in the period, and of strangers who use our names."""
     section = _section(_section(triage, "environment"), "dmarc")
-    blank = {"ours": None, "strangers": None, "period": None, "newest_report": None, "rows": None}
     if section.get("status") not in ("complete", "partial"):
         reasons = [str(reason) for reason in section.get("reasons") or []] or ["DMARC reports: not read."]
-        return {"status": "unavailable", "reasons": reasons, **blank}
-    sources = section.get("sources") or []
-    known = all(row.get("ours") is not None for row in sources)
+        return {"status": "unavailable", "reasons": reasons, **DMARC_BLANK}
+    ours, before = section.get("ours"), _section(section, "before").get("ours")
     reasons = [str(reason) for reason in section.get("reasons") or []]
-    if not known:
+    if ours is None:
         reasons.append(
             "DMARC reports: our outbound addresses are not known, so own and foreign mail cannot be told apart."
         )
+    share, share_before = _fail_share(ours), _fail_share(before)
+    known = share is not None and share_before is not None
     return {
         "status": "partial" if reasons else "complete",
         "reasons": reasons,
-        "ours": _sum(row for row in sources if row["ours"]) if known else None,
-        "strangers": _sum(row for row in sources if not row["ours"]) if known else None,
-        **{name: section.get(name) for name in ("period", "newest_report", "rows")},
+        **{name: section.get(name) for name in ("ours", "strangers", "period", "newest_report", "rows")},
+        "age_hours": _hours(section.get("newest_report"), _section(section, "period").get("end")),
+        "fail_share": _rounded(share),
+        "before": {"ours": before, "fail_share": _rounded(share_before)},
+        "change": _rounded((share or 0) - (share_before or 0)) if known else None,
+        "sources": list(section.get("sources") or [])[:TOP],
+        "reporters": list(section.get("reporters") or []),
+        "domains": list(section.get("domains") or []),
     }
 
 
-def _sum(rows: Iterable[Facts]) -> dict[str, int]:
-    numbers: Counter[str] = Counter({"messages": 0, "pass": 0, "fail": 0})
-    for row in rows:
-        numbers.update({name: row.get(name) or 0 for name in ("messages", "pass", "fail")})
-    return dict(numbers)
+def _fail_share(part: Facts | None) -> float | None:
+    return part["fail"] / part["messages"] if part and part.get("messages") else None
+
+
+def _hours(since: Any, until: Any) -> int | None:
+    """Whole hours between two RFC 3339 times."""
+    if not since or not until:
+        return None
+    return round((parse_rfc3339(str(until)) - parse_rfc3339(str(since))).total_seconds() / 3600)
 
 
 def _by_design(row: Facts, states: Mapping[str, str] | None, control_domain: str) -> dict[str, Any]:
@@ -310,9 +329,19 @@ def _absent(row: Facts, kinds: Iterable[str], why: str) -> dict[str, Any]:
 
 
 def _with_zones(addresses: Iterable[Facts], triage: Facts) -> list[dict[str, Any]]:
-    network = _section(_section(triage, "environment"), "network")
-    zones = {row.get("ip"): row.get("zone") for row in network.get("addresses") or []}
-    return [{**row, "zone": zones.get(row["ip"])} for row in addresses]
+    """Each address with its zone, and the smtp-out tasks there: a task leaves by its own zone's address."""
+    known = {row["ip"]: row for row in _outbound(triage)}
+    service = _section(_section(_section(triage, "environment"), "services"), TIER)
+    tasks = [row for row in service.get("tasks") or [] if row.get("last_status") == "RUNNING"]
+    return [
+        {
+            **row,
+            "zone": (zone := known.get(row["ip"], {}).get("zone")),
+            "via": known.get(row["ip"], {}).get("via"),
+            "tasks": [str(task["id"]) for task in tasks if zone and task.get("zone") == zone],
+        }
+        for row in addresses
+    ]
 
 
 def _tier(triage: Facts) -> Facts:

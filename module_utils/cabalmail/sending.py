@@ -60,8 +60,8 @@ class _Claims:
     def take(self, domains: Iterable[str], everybody: bool = False) -> int:
         """Claim what the domains' mail met; everybody: also mail whose sender no line names."""
         wanted = set(domains)
-        names = [name for name in self._left if everybody or name in wanted]
-        taken = min(sum(self._left.pop(name) for name in names), self._all - self.explained)
+        left = self._all - self.explained
+        taken = left if everybody else min(sum(self._left.pop(name, 0) for name in wanted), left)
         self.explained += taken
         return taken
 
@@ -76,7 +76,9 @@ def dns_signals(deliverability: Facts, options: Facts, claims: _Claims) -> dict[
         return dict.fromkeys(names)
     control = str(options.get("control_domain") or "").rstrip(".").lower()
     rows = deliverability.get("domains") or []
-    causes = {kind: _causes(rows, kind, control, claims) for kind in RECORDS}
+    known = {kind: _any_known(row.get(kind) for row in rows) for kind in RECORDS}
+    causes = {kind: _causes(rows, kind, control, claims) if known[kind] else None for kind in RECORDS}
+    addresses = deliverability.get("addresses") or []
     unreadable = [
         f"{kind} of {row['domain']}"
         for row in rows
@@ -84,11 +86,19 @@ def dns_signals(deliverability: Facts, options: Facts, claims: _Claims) -> dict[
         if (row.get(kind) or {}).get("status") == "unavailable"
     ]
     return {
-        "broken": [{**cause, "kind": kind} for kind in RECORDS for cause in causes[kind]],
+        "broken": [{**cause, "kind": kind} for kind in RECORDS for cause in causes[kind] or []],
         "unreadable": unreadable,
         **causes,
-        "reverse": [_reverse(row) for row in deliverability.get("addresses") or [] if row.get("status") in BROKEN],
+        "reverse": [_reverse(row) for row in addresses if row.get("status") in BROKEN]
+        if _any_known(addresses)
+        else None,
     }
+
+
+def _any_known(checks: Iterable[Facts | None]) -> bool:
+    """Whether DNS said anything; where nothing was asked nothing is unknown either."""
+    states = {(check or {}).get("status") for check in checks} - {None}
+    return states != {"unavailable"}
 
 
 def _causes(rows: Sequence[Facts], kind: str, control: str, claims: _Claims) -> list[dict[str, Any]]:
@@ -166,7 +176,7 @@ def signing_signals(deliverability: Facts, claims: _Claims) -> dict[str, Any]:
                 "recipients": claims.take(unsigned, everybody=broken),
             }
         )
-    foreign = [{**row, "recipients": claims.take([str(row["sender_domain"])])} for row in part.get("foreign") or []]
+    foreign = _foreign(part.get("foreign") or [], claims)
     return {
         "down": down,
         "no_match": sorted(no_match.items(), key=lambda item: (-item[1], item[0]))[:SHOWN],
@@ -175,6 +185,17 @@ def signing_signals(deliverability: Facts, claims: _Claims) -> dict[str, Any]:
         "unsigned": entries,
         "foreign": foreign,
     }
+
+
+def _foreign(rows: Iterable[Facts], claims: _Claims) -> list[dict[str, Any]]:
+    """Signatures that do not align, an entry a signing domain: what is signed for it has one cause."""
+    by_signer: dict[str, list[str]] = {}
+    for row in rows:
+        by_signer.setdefault(str(row["signed_by"]), []).append(str(row["sender_domain"]))
+    return [
+        {"signed_by": signer, "domains": sorted(domains), "recipients": claims.take(domains)}
+        for signer, domains in by_signer.items()
+    ]
 
 
 # -- reports
@@ -192,7 +213,11 @@ def report_signals(deliverability: Facts) -> dict[str, Any]:
         "messages": ours.get("messages"),
         "fail": ours.get("fail"),
         "share": ours["fail"] / ours["messages"] if ours.get("messages") else None,
-        "domains": [row for row in part.get("domains") or [] if row.get("fail")][:SHOWN],
+        "domains": [
+            {"domain": row["domain"], **row["ours"]}
+            for row in part.get("domains") or []
+            if (row.get("ours") or {}).get("fail")
+        ][:SHOWN],
         "age_hours": part.get("age_hours"),
         "before": before.get("fail_share"),
         "strangers": strangers.get("messages"),
@@ -208,11 +233,12 @@ def dmarc_causes(dns: Facts, signing: Facts, reports: Facts, deliverability: Fac
     causes += [
         {
             "kind": "alignment",
-            "domain": row["sender_domain"],
-            "problem": f"mail of {row['sender_domain']} is signed for {row['signed_by']}, which does not align",
-            "policy": policies.get(row["sender_domain"]),
+            "domain": row["signed_by"],
+            "problem": f"mail of {', '.join(row['domains'][:3])}{_more(row['domains'], 3)} is signed for"
+            f" {row['signed_by']}, which does not align",
+            "policy": next((policies[name] for name in row["domains"] if policies.get(name)), None),
             "publish": None,
-            "affected": [],
+            "affected": row["domains"],
             "recipients": row["recipients"],
             "source": "the signatures that opendkim logged",
         }
@@ -234,6 +260,10 @@ def dmarc_causes(dns: Facts, signing: Facts, reports: Facts, deliverability: Fac
             }
         )
     return causes
+
+
+def _more(names: Sequence[str], shown: int) -> str:
+    return f" and {len(names) - shown} more" if len(names) > shown else ""
 
 
 # -- blocklists

@@ -137,6 +137,8 @@ async def check(ask: Ask, blocklists: Sequence[Blocklist], ips: Sequence[str], d
     results = await asyncio.gather(*(_result(ask, entry, state, target) for entry, state, target in pairs))
     rows = [_list_fact(entry, state) for entry, state in zip(blocklists, states, strict=True)]
     reasons = [reason for row in rows for reason in _why_unknown(row, results)]
+    if len(reasons) > 1 and all(row["problem"] for row in rows):
+        reasons = [f"None of the {len(rows)} blocklists told us anything. {reasons[0]}"]
     status = "complete"
     if reasons:
         status = "partial" if any(row["status"] != "unavailable" for row in results) else "unavailable"

@@ -235,7 +235,7 @@ async def _exchange(query: dns.message.Message, server: Server, name: str, rtype
             reply, _ = await dns.asyncquery.udp_with_fallback(
                 query, server.ip, timeout=timeout, port=server.port, ignore_unexpected=True
             )
-        status, records, cnames = _read(reply, rtype)
+        status, records, cnames = read_reply(reply, rtype)
     except (TimeoutError, dns.exception.Timeout):
         status = "timeout"
     except OSError:
@@ -245,7 +245,7 @@ async def _exchange(query: dns.message.Message, server: Server, name: str, rtype
     return Answer(name, rtype, status, records, cnames, str(server), asked_at, time.monotonic() - began)
 
 
-def _read(reply: dns.message.Message, rtype: str) -> tuple[Status, tuple[str, ...], tuple[str, ...]]:
+def read_reply(reply: dns.message.Message, rtype: str) -> tuple[Status, tuple[str, ...], tuple[str, ...]]:
     """Status, records and aliases of a reply."""
     rcode = reply.rcode()
     if rcode == dns.rcode.REFUSED:

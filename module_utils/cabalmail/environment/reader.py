@@ -19,7 +19,7 @@ from ..failed_recipient import read_failures
 from . import shape
 from .addresses import ADDRESSES_BLANK, AddressWriter
 from .changes import changes
-from .dmarc import DMARC_BLANK, DmarcSummary, mark_ours
+from .dmarc import DMARC_BLANK, DmarcSummary, with_ours
 from .parts import Part, Runner, combine
 
 #: DescribeTasks takes no more at once.
@@ -88,6 +88,9 @@ class EnvironmentReader:
         self._mask = mask
         self._runner = Runner(request.deadline)
         self._known_parameters: dict[str, Any] | None = None
+        self._routed_instances: list[dict[str, Any]] = []
+        self._task_addresses: dict[str, str] = {}
+        self._task_addresses_lock = threading.Lock()
 
         def part(name: str, blank: Mapping[str, Any]) -> Part:
             return Part(name, blank, explain)
@@ -149,7 +152,25 @@ class EnvironmentReader:
             self._pool = shape.variable(described["taskDefinition"], tier.container, variable) or self._pool
             self._read_users_when_known()
         with part.attempt():
-            part.put(tasks=shape.tasks(self._tasks(ecs, tier.service)))
+            tasks = shape.tasks(self._tasks(ecs, tier.service))
+            part.put(tasks=tasks)
+            self._start_public_addresses(found[0], tasks)
+
+    def _start_public_addresses(self, service: Mapping[str, Any], tasks: list[dict[str, Any]]) -> None:
+        """Where tasks get public addresses of their own, no NAT's is theirs: ask for them."""
+        network = (service.get("networkConfiguration") or {}).get("awsvpcConfiguration") or {}
+        interfaces = [task["interface"] for task in tasks if task["interface"] and task["last_status"] == "RUNNING"]
+        if network.get("assignPublicIp") != "ENABLED" or not interfaces:
+            return
+
+        def read() -> None:
+            rows = self._client("ec2").describe_network_interfaces(NetworkInterfaceIds=interfaces)["NetworkInterfaces"]
+            found = {row["NetworkInterfaceId"]: (row.get("Association") or {}).get("PublicIp") for row in rows}
+            with self._task_addresses_lock:
+                self._task_addresses |= {name: ip for name, ip in found.items() if ip}
+                self._network.put(task_addresses=dict(self._task_addresses))
+
+        self._runner.start(self._network, read)
 
     def _tasks(self, ecs: Any, service: str) -> Iterator[Mapping[str, Any]]:
         """Running tasks and those that stopped within the last hour (ECS forgets older ones)."""
@@ -320,15 +341,18 @@ class EnvironmentReader:
         self._read_users_when_known()
 
     def _read_dmarc(self) -> None:
-        start = self._request.start - timedelta(days=self._request.dmarc_days)
-        summary = DmarcSummary(start, datetime.now(UTC))
+        length = timedelta(days=self._request.dmarc_days)
+        start = self._request.start - length
+        # As long a time before it is read as well: whether our mail fails more than it did.
+        before = start - length
+        summary = DmarcSummary(start, datetime.now(UTC), before)
         pages = (
             self._client("dynamodb")
             .get_paginator("scan")
             .paginate(
                 TableName=self._request.names.dmarc_table,
                 FilterExpression="date_end >= :start",
-                ExpressionAttributeValues={":start": {"S": str(int(start.timestamp()))}},
+                ExpressionAttributeValues={":start": {"S": str(int(before.timestamp()))}},
                 ProjectionExpression="org_name, date_end, source_ip, #count, dkim_result, spf_result, header_from",
                 ExpressionAttributeNames={"#count": "count"},
             )
@@ -359,7 +383,8 @@ class EnvironmentReader:
 
     def _read_nat_gateways(self) -> None:
         ec2 = self._client("ec2")
-        pages = ec2.get_paginator("describe_nat_gateways").paginate(Filters=_named(self._request.names.nat_name))
+        # All of them: one that carries another name is known by the route that leads to it.
+        pages = ec2.get_paginator("describe_nat_gateways").paginate()
         rows = [row for page in pages for row in page.get("NatGateways") or []]
         gateways = [shape.nat_gateway(row, {}) for row in rows]
         self._network.put(nat_gateways=shape.without_remains(gateways))
@@ -380,7 +405,21 @@ class EnvironmentReader:
             .paginate(Filters=[{"Name": "route.destination-cidr-block", "Values": ["0.0.0.0/0"]}])
         )
         tables = [table for page in pages for table in page.get("RouteTables") or []]
-        self._network.put(routes=shape.routes(tables))
+        routes = shape.routes(tables)
+        self._network.put(routes=routes, routes_ipv6=shape.routes(tables, "::/0", "DestinationIpv6CidrBlock"))
+        self._read_routed_instances([str(row["target"]) for row in routes if str(row["target"]).startswith("i-")])
+
+    def _read_routed_instances(self, ids: list[str]) -> None:
+        """NAT instances by the routes that lead to them, whatever they are called."""
+        if ids:
+            pages = self._client("ec2").get_paginator("describe_instances").paginate(InstanceIds=sorted(set(ids)))
+            rows = [
+                row
+                for page in pages
+                for reservation in page.get("Reservations") or []
+                for row in reservation.get("Instances") or []
+            ]
+            self._routed_instances = [shape.nat_instance(row) for row in rows]
 
     # -- joining
 
@@ -394,9 +433,7 @@ class EnvironmentReader:
             heard = topic["queues"]
             queues[row.tier]["subscribed"] = None if heard is None else row.queue in heard
             queues[row.tier]["oldest_seconds"] = metrics["queue_oldest_seconds"].get(row.tier)
-        dmarc = self._dmarc.result()
-        ours = {row["ip"] for row in network["addresses"]} or None
-        dmarc["sources"] = mark_ours(dmarc["sources"], ours)
+        dmarc = with_ours(self._dmarc.result(), {row["ip"] for row in network["outbound"]} or None)
         single = {
             "parameters": self._parameter_facts(),
             "topic": topic,
@@ -433,8 +470,13 @@ class EnvironmentReader:
 
     def _network_facts(self) -> dict[str, Any]:
         facts = self._network.result()
+        named = {row["id"] for row in facts["nat_instances"]}
+        facts["nat_instances"] += [row for row in self._routed_instances if row["id"] not in named]
+        facts["nat_gateways"] = shape.used_ways(facts["nat_gateways"], self._request.names.nat_name, facts["routes"])
         ways = [*facts["nat_instances"], *facts["nat_gateways"]]
         facts["addresses"] = shape.with_zones(facts["addresses"], ways)
+        tasks = [row for part in self._services.values() for row in part.result()["tasks"]]
+        facts["outbound"] = shape.outbound(facts, [row for row in tasks if row["last_status"] == "RUNNING"])
         return facts
 
 

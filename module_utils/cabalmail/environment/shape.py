@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -34,7 +35,14 @@ SERVICE_BLANK: dict[str, Any] = {
     "secrets": [],
     "tasks": [],
 }
-NETWORK_BLANK: dict[str, Any] = {"addresses": [], "nat_instances": [], "nat_gateways": [], "routes": []}
+NETWORK_BLANK: dict[str, Any] = {
+    "addresses": [],
+    "nat_instances": [],
+    "nat_gateways": [],
+    "routes": [],
+    "routes_ipv6": [],
+    "task_addresses": {},
+}
 METRICS_BLANK: dict[str, Any] = {"queue_oldest_seconds": {}, "throttled_reads": None}
 PARAMETERS_BLANK: dict[str, Any] = {"heartbeat": None, "maintenance_imap": None, "deployed_image_tags": {}}
 
@@ -103,21 +111,37 @@ def task(described: Aws) -> dict[str, Any]:
         "health": described.get("healthStatus"),
         "zone": described.get("availabilityZone"),
         "ip": _task_ip(described),
+        "ipv6": _task_ipv6(described),
+        "interface": _attached(described, "networkInterfaceId"),
         "task_definition": short_id(described.get("taskDefinitionArn")),
         "stopped_at": when(described.get("stoppedAt")),
         "stop_reason": _stop_reason(described),
     }
 
 
-def _task_ip(described: Aws) -> str | None:
+def _attached(described: Aws, name: str) -> str | None:
+    """A detail of the task's network interface."""
     for attachment in described.get("attachments") or []:
         for detail in attachment.get("details") or []:
-            if detail.get("name") == "privateIPv4Address":
+            if detail.get("name") == name:
                 return str(detail.get("value"))
+    return None
+
+
+def _task_ip(described: Aws) -> str | None:
+    return _attached(described, "privateIPv4Address") or _interface(described, "privateIpv4Address")
+
+
+def _task_ipv6(described: Aws) -> str | None:
+    """The task's address in a dual-stack VPC: no NAT stands before it, so it is the one that others see."""
+    return _interface(described, "ipv6Address")
+
+
+def _interface(described: Aws, name: str) -> str | None:
     for container in described.get("containers") or []:
         for interface in container.get("networkInterfaces") or []:
-            if interface.get("privateIpv4Address"):
-                return str(interface["privateIpv4Address"])
+            if interface.get(name):
+                return str(interface[name])
     return None
 
 
@@ -307,6 +331,7 @@ def nat_gateway(row: Aws, zones: Mapping[str, str]) -> dict[str, Any]:
         "name": tag(row, "Name"),
         "state": row.get("State"),
         "ip": addresses[0] if addresses else None,
+        "ips": addresses,
         "zone": zones.get(str(row.get("SubnetId"))),
     }
 
@@ -319,20 +344,25 @@ def without_remains(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in found if row["state"] not in gone or row["name"] not in living]
 
 
-def routes(tables: Iterable[Aws]) -> list[dict[str, Any]]:
+_TARGETS = (
+    "NatGatewayId",
+    "InstanceId",
+    "NetworkInterfaceId",
+    "TransitGatewayId",
+    "EgressOnlyInternetGatewayId",
+    "GatewayId",
+)
+
+
+def routes(
+    tables: Iterable[Aws], destination: str = "0.0.0.0/0", key: str = "DestinationCidrBlock"
+) -> list[dict[str, Any]]:
     """Default routes of private route tables: those that lead anywhere but to an internet gateway."""
     rows = []
     for table in tables:
         for route in table.get("Routes") or []:
-            target = next(
-                (
-                    str(route[key])
-                    for key in ("NatGatewayId", "InstanceId", "NetworkInterfaceId", "TransitGatewayId", "GatewayId")
-                    if route.get(key)
-                ),
-                None,
-            )
-            if route.get("DestinationCidrBlock") == "0.0.0.0/0" and not str(target).startswith("igw-"):
+            target = next((str(route[name]) for name in _TARGETS if route.get(name)), None)
+            if route.get(key) == destination and not str(target).startswith("igw-"):
                 rows.append(
                     {
                         "table": table.get("RouteTableId"),
@@ -344,8 +374,40 @@ def routes(tables: Iterable[Aws]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["name"] or "", row["table"] or ""))
 
 
+def used_ways(gateways: Iterable[dict[str, Any]], name: str, routes: Iterable[Aws]) -> list[dict[str, Any]]:
+    """The NAT gateways that are ours: by their name, or because a private route leads to them."""
+    targets = {row["target"] for row in routes}
+    return [row for row in gateways if row["id"] in targets or fnmatch.fnmatchcase(row["name"] or "", name)]
+
+
+def outbound(network: Aws, tasks: Iterable[Aws]) -> list[dict[str, Any]]:
+    """Every address that mail leaves from, with its zone and what it belongs to.
+
+    An Elastic IP address by its name, a NAT's own by its name or its route, a task's public one, and a task's IPv6
+    address where a route leads out. C(network): the section so far. C(tasks): running tasks of tiers that send.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+
+    def add(ip: str | None, zone: str | None, via: str | None) -> None:
+        if ip:
+            row = rows.setdefault(ip, {"ip": ip, "zone": zone, "via": via})
+            row["zone"] = row["zone"] or zone
+
+    for address in network["addresses"]:
+        add(address["ip"], address["zone"], address["name"])
+    for way in [*network["nat_instances"], *network["nat_gateways"]]:
+        if way["state"] not in ("terminated", "deleted", "failed"):
+            for ip in way.get("ips") or [way["ip"]]:
+                add(ip, way["zone"], way["id"])
+    for task in tasks:
+        add(network["task_addresses"].get(task["interface"]), task["zone"], task["id"])
+        if network["routes_ipv6"]:
+            add(task["ipv6"], task["zone"], task["id"])
+    return list(rows.values())
+
+
 def with_zones(addresses: Iterable[dict[str, Any]], ways: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Give each outbound address the zone of the NAT instance or gateway that stands behind it."""
-    zones = {way["ip"]: way.get("zone") for way in ways if way.get("ip")}
+    zones = {ip: way.get("zone") for way in ways for ip in way.get("ips") or [way["ip"]] if ip}
     rows = [{**row, "zone": zones.get(row["ip"])} for row in addresses]
     return sorted(rows, key=lambda row: (row["name"] or "", row["ip"] or ""))

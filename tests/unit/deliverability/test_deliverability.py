@@ -68,13 +68,16 @@ def triage() -> dict[str, Any]:
         },
         "environment": {
             "addresses": {"status": "complete", "domains": ["harborlight.example", "quietmail.example"]},
-            "network": {"status": "complete", "addresses": [{"ip": IP, "zone": "us-east-1a"}]},
+            "network": {"status": "complete", "outbound": [{"ip": IP, "zone": "us-east-1a", "via": "nat-1"}]},
             "dmarc": {
                 "status": "complete",
                 "reasons": [],
                 "rows": 2,
                 "newest_report": "2026-11-23T00:00:00Z",
-                "period": {},
+                "period": {"start": "2026-11-17T00:00:00Z", "end": "2026-11-24T12:00:00Z"},
+                "ours": {"messages": 8, "pass": 7, "fail": 1},
+                "strangers": {"messages": 5, "pass": 0, "fail": 5},
+                "before": {"ours": {"messages": 20, "pass": 20, "fail": 0}},
                 "sources": [
                     {"ip": IP, "ours": True, "pass": 7, "fail": 1, "messages": 8},
                     {"ip": "203.0.113.9", "ours": False, "pass": 0, "fail": 5, "messages": 5},
@@ -219,7 +222,7 @@ def test_by_design_covers_nothing_but_absence(triage: dict[str, Any]) -> None:
 def test_the_section_is_complete(triage: dict[str, Any]) -> None:
     section = deliverability(triage, checked(), {NEWS: "active"}, CONTROL, 20)
     assert (section["status"], section["reasons"]) == ("complete", [])
-    assert section["addresses"] == [{"ip": IP, "status": "ok", "fcrdns": True, "zone": "us-east-1a"}]
+    assert [(row["ip"], row["zone"]) for row in section["addresses"]] == [(IP, "us-east-1a")]
 
 
 def test_dns_that_was_not_asked_leaves_the_rest(triage: dict[str, Any]) -> None:
@@ -260,11 +263,30 @@ def test_reports_by_whose_mail_it_was(triage: dict[str, Any]) -> None:
     found = dmarc(triage)
     assert found["ours"] == {"messages": 8, "pass": 7, "fail": 1}
     assert found["strangers"] == {"messages": 5, "pass": 0, "fail": 5}
+    assert (found["fail_share"], found["before"]["fail_share"], found["change"]) == (0.125, 0.0, 0.125)
+    assert found["age_hours"] == 36
+
+
+def test_reports_without_any_before_have_no_change(triage: dict[str, Any]) -> None:
+    triage["environment"]["dmarc"]["before"] = {"ours": {"messages": 0, "pass": 0, "fail": 0}}
+    assert dmarc(triage)["change"] is None
+
+
+def test_an_address_has_the_tasks_of_its_zone(triage: dict[str, Any]) -> None:
+    triage["environment"]["services"] = {
+        "smtp-out": {
+            "tasks": [
+                {"id": "a" * 32, "zone": "us-east-1a", "last_status": "RUNNING"},
+                {"id": "b" * 32, "zone": "us-east-1b", "last_status": "RUNNING"},
+            ]
+        }
+    }
+    (address,) = deliverability(triage, checked(), {}, CONTROL, 20)["addresses"]
+    assert (address["zone"], address["via"], address["tasks"]) == ("us-east-1a", "nat-1", ["a" * 32])
 
 
 def test_reports_whose_mail_is_unknown(triage: dict[str, Any]) -> None:
-    for row in triage["environment"]["dmarc"]["sources"]:
-        row["ours"] = None
+    triage["environment"]["dmarc"].update(ours=None, strangers=None, before={"ours": None})
     found = dmarc(triage)
     assert (found["status"], found["ours"], found["strangers"]) == ("partial", None, None)
 

@@ -260,6 +260,7 @@ def test_network_is_joined(aws: Callable[[str], Any]) -> None:
     (address,), (gateway,), (route,) = network["addresses"], network["nat_gateways"], network["routes"]
     assert (address["name"], address["zone"], address["ip"]) == ("cabal-nat-eip-0", "us-east-1b", gateway["ip"])
     assert (route["target"], route["name"]) == (gateway["id"], "cabal-private-0")
+    assert [(row["ip"], row["zone"]) for row in network["outbound"]] == [(gateway["ip"], "us-east-1b")]
 
 
 def test_clear_addresses_are_only_in_the_private_file(aws: Callable[[str], Any], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.cabalmail.environment import shape
 from ansible.module_utils.cabalmail.environment.addresses import AddressWriter, odd, plain_row
-from ansible.module_utils.cabalmail.environment.dmarc import DmarcSummary, mark_ours
+from ansible.module_utils.cabalmail.environment.dmarc import DmarcSummary, with_ours
 from ansible.module_utils.cabalmail.environment.parts import Part, combine
 
 
@@ -133,7 +133,7 @@ def test_rows_survive_hostile_values(tmp_path: Path) -> None:
 
 
 def test_reports_with_broken_fields_are_left_out() -> None:
-    summary = DmarcSummary(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC))
+    summary = reports()
     inside = str(int(datetime(2026, 11, 10, tzinfo=UTC).timestamp()))
     good = {
         "date_end": {"S": inside},
@@ -142,19 +142,111 @@ def test_reports_with_broken_fields_are_left_out() -> None:
         "dkim_result": {"S": "pass"},
     }
     summary.add([{}, {"date_end": {"S": "yesterday"}}, {"date_end": {"NULL": True}}, good])
-    facts = summary.summary()
+    facts = with_ours(summary.summary(), {"192.0.2.1"})
     assert (facts["rows"], facts["sources"][0]["pass"]) == (1, 1)
     assert facts["newest_report"] == "2026-11-10T00:00:00Z"
 
 
 def test_no_reports_have_no_newest_one() -> None:
-    now = datetime.now(UTC)
-    assert DmarcSummary(now, now).summary()["newest_report"] is None
+    facts = with_ours(reports().summary(), {"192.0.2.1"})
+    assert (facts["rows"], facts["newest_report"], facts["ours"]["messages"]) == (0, None, 0)
 
 
-@pytest.mark.parametrize(("ours", "expected"), [(None, None), ({"192.0.2.1"}, True), ({"192.0.2.2"}, False)])
-def test_ours_is_three_valued(ours: set[str] | None, expected: bool | None) -> None:
-    assert mark_ours([{"ip": "192.0.2.1"}], ours)[0]["ours"] is expected
+def reports() -> DmarcSummary:
+    start, end, before = (datetime(2026, month, day, tzinfo=UTC) for month, day in ((11, 1), (11, 30), (10, 2)))
+    return DmarcSummary(start, end, before)
+
+
+def report(ip: str, domain: str, reporter: str, count: int, result: str, day: datetime | None = None) -> dict[str, Any]:
+    ended = day or datetime(2026, 11, 10, tzinfo=UTC)
+    row = {"date_end": str(int(ended.timestamp())), "source_ip": ip, "header_from": domain, "org_name": reporter}
+    row |= {"count": str(count), "dkim_result": result, "spf_result": "fail"}
+    return {name: {"S": value} for name, value in row.items()}
+
+
+def some_reports() -> DmarcSummary:
+    summary = reports()
+    october = datetime(2026, 10, 20, tzinfo=UTC)
+    summary.add(
+        [
+            report("192.0.2.1", "a.example", "google.com", 8, "fail"),
+            report("192.0.2.1", "b.example", "google.com", 2, "pass"),
+            report("192.0.2.1", "a.example", "yahoo.com", 3, "pass"),
+            report("203.0.113.9", "a.example", "yahoo.com", 7, "fail"),
+            report("192.0.2.1", "a.example", "yahoo.com", 10, "pass", october),
+            report("192.0.2.1", "a.example", "yahoo.com", 99, "fail", datetime(2026, 9, 1, tzinfo=UTC)),
+        ]
+    )
+    return summary
+
+
+def test_reports_by_source_reporter_and_domain_and_the_period_before() -> None:
+    facts = with_ours(some_reports().summary(), {"192.0.2.1"})
+    assert facts["rows"] == 4
+    assert facts["ours"] == {"messages": 13, "pass": 5, "fail": 8}
+    assert facts["strangers"] == {"messages": 7, "pass": 0, "fail": 7}
+    assert [(row["reporter"], row["ours"]["fail"], row["strangers"]["fail"]) for row in facts["reporters"]] == [
+        ("google.com", 8, 0),
+        ("yahoo.com", 0, 7),
+    ]
+    assert [(row["domain"], row["ours"]["fail"]) for row in facts["domains"]] == [("a.example", 8), ("b.example", 0)]
+    assert [(row["ip"], row["ours"], row["fail"], row["reporters"]) for row in facts["sources"]] == [
+        ("192.0.2.1", True, 8, 2),
+        ("203.0.113.9", False, 7, 1),
+    ]
+    assert facts["before"]["ours"] == {"messages": 10, "pass": 10, "fail": 0}
+    assert not [name for name in facts if name.startswith("cells")]
+
+
+def test_without_our_addresses_nobody_is_called_ours_or_a_stranger() -> None:
+    facts = with_ours(some_reports().summary(), None)
+    assert (facts["ours"], facts["strangers"], facts["before"]["ours"]) == (None, None, None)
+    assert {row["ours"] for row in facts["sources"]} == {None}
+    assert facts["reporters"][0]["messages"] == 10
+
+
+GATEWAY = {
+    "id": "nat-1",
+    "name": "cabal-nat-0",
+    "state": "available",
+    "ip": "192.0.2.1",
+    "ips": ["192.0.2.1", "192.0.2.2"],
+    "zone": "b",
+}
+TASK = {"id": "t", "zone": "c", "interface": "eni-1", "ipv6": "2001:db8::7"}
+NETWORK: dict[str, Any] = {
+    "addresses": [{"ip": "192.0.2.1", "zone": None, "name": "cabal-nat-eip-0"}],
+    "nat_instances": [{"id": "i-1", "name": "x", "state": "running", "ip": "192.0.2.3", "zone": "a"}],
+    "nat_gateways": [GATEWAY],
+    "routes_ipv6": [],
+    "task_addresses": {},
+}
+
+
+def test_every_address_that_mail_leaves_from() -> None:
+    rows = {row["ip"]: (row["zone"], row["via"]) for row in shape.outbound(NETWORK, [TASK])}
+    assert rows == {
+        "192.0.2.1": ("b", "cabal-nat-eip-0"),
+        "192.0.2.2": ("b", "nat-1"),
+        "192.0.2.3": ("a", "i-1"),
+    }
+
+
+def test_a_task_with_a_public_address_or_with_ipv6_and_a_route() -> None:
+    network = {**NETWORK, "task_addresses": {"eni-1": "192.0.2.9"}, "routes_ipv6": [{"target": "eigw-1"}]}
+    rows = {row["ip"]: row["via"] for row in shape.outbound(network, [TASK])}
+    assert (rows["192.0.2.9"], rows["2001:db8::7"]) == ("t", "t")
+
+
+def test_a_removed_way_has_no_address() -> None:
+    network = {**NETWORK, "addresses": [], "nat_instances": [], "nat_gateways": [{**GATEWAY, "state": "deleted"}]}
+    assert shape.outbound(network, []) == []
+
+
+def test_a_gateway_is_ours_by_its_name_or_by_a_route() -> None:
+    rows = [GATEWAY, {**GATEWAY, "id": "nat-2", "name": "other"}, {**GATEWAY, "id": "nat-3", "name": None}]
+    used = shape.used_ways(rows, "cabal-nat-*", [{"target": "nat-3"}])
+    assert [row["id"] for row in used] == ["nat-1", "nat-3"]
 
 
 def test_status_of_a_whole() -> None:

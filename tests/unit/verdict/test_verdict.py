@@ -56,9 +56,6 @@ def reputation(triage: Triage) -> None:
 
 def authentication(triage: Triage) -> None:
     external(triage, "google", "authentication", 20)
-    triage["deliverability"]["domains"].append(
-        {"domain": "control.example", "spf": {"status": "missing", "problem": "no SPF record"}}
-    )
 
 
 def broken_record(kind: str) -> Callable[[Triage], None]:
@@ -483,6 +480,115 @@ def test_each_row_says_bad(identity: str, triage: Triage, table: list[Any], opti
 @pytest.mark.parametrize("identity", sorted(set(BAD) - {"none.below_threshold"}))
 def test_no_row_fires_on_a_healthy_deployment(identity: str, triage: Triage, table: list[Any], options: Triage) -> None:
     assert [f["id"] for f in judge(triage, table, options)["findings"]] == ["none.below_threshold"]
+
+
+def test_the_control_domains_record_is_told_once_for_all_that_refer_to_it(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "google", "authentication", 20)
+    bad = {"status": "fail", "problem": "it does not cover 198.51.100.125", "differs": None}
+    rows = triage["deliverability"]["domains"]
+    rows += [{"domain": name, "spf": bad} for name in ("control.example", "a.example.com", "b.example.com")]
+    rows.append({"domain": "c.example.com", "spf": {**bad, "differs": "the SPF record is another"}})
+    found = {f["key"]: f for f in judge(triage, table, options)["findings"] if f["id"] == "smtp_out.spf"}
+    assert set(found) == {"control.example", "c.example.com"}
+    assert "2 domains that include it" in found["control.example"]["summary"]
+    assert found["control.example"]["recipients"] == 20
+
+
+def test_what_a_record_explains_is_not_told_twice(triage: Triage, table: list[Any], options: Triage) -> None:
+    broken_record("dkim")(triage)
+    ids = [f["id"] for f in judge(triage, table, options)["findings"]]
+    assert ids == ["smtp_out.dkim"]
+
+
+def test_a_record_without_refusals_is_a_warning_with_what_to_publish(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    broken_record("spf")(triage)
+    log = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]
+    log["sender_domains"] = [{"domain": "other.example.com", "recipients": 20, "reasons": {"authentication": 20}}]
+    findings = {f["id"]: f for f in judge(triage, table, options)["findings"]}
+    spf = findings["smtp_out.spf"]
+    assert (spf["severity"], spf["recipients"]) == ("warning", 0)
+    assert 's.example.com TXT "v=spf1 include:control.example ~all"' in spf["next_actions"][0]["text"]
+    assert findings["smtp_out.authentication"]["recipients"] == 20
+
+
+def test_a_key_that_the_tier_does_not_sign_with_is_broken(triage: Triage, table: list[Any], options: Triage) -> None:
+    check = {"status": "ok", "key_sha256": "aa", "name": "cabal._domainkey.s.example.com"}
+    row: dict[str, Any] = {"domain": "s.example.com", "dkim": {**check, "matches_tier": False}}
+    triage["deliverability"]["domains"].append(row)
+    assert "smtp_out.dkim" in [f["id"] for f in judge(triage, table, options)["findings"]]
+    row["dkim"]["matches_tier"] = True
+    assert "smtp_out.dkim" not in [f["id"] for f in judge(triage, table, options)["findings"]]
+
+
+def test_records_that_nobody_could_look_up_are_not_judged(triage: Triage, table: list[Any], options: Triage) -> None:
+    silent = {"status": "unavailable", "problem": "no answer"}
+    triage["deliverability"]["domains"].append(
+        {"domain": "s.example.com", "spf": silent, "dkim": silent, "dmarc": silent}
+    )
+    triage["deliverability"]["addresses"][0]["status"] = "unavailable"
+    lacking = {entry["id"] for entry in judge(triage, table, options)["not_judged"]}
+    assert {"smtp_out.spf", "smtp_out.dkim", "smtp_out.dmarc", "smtp_out.reverse_dns"} <= lacking
+
+
+def test_a_signature_that_does_not_align(triage: Triage, table: list[Any], options: Triage) -> None:
+    external(triage, "google", "authentication", 20)
+    log = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]
+    log["sender_domains"] = [{"domain": "s.example.com", "recipients": 20, "reasons": {"authentication": 20}}]
+    triage["deliverability"]["opendkim"]["foreign"] = [{"sender_domain": "s.example.com", "signed_by": "x.example"}]
+    triage["deliverability"]["domains"].append(
+        {"domain": "s.example.com", "dmarc": {"status": "ok", "policy": "reject"}}
+    )
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["recipients"], verdict["confidence"]) == ("smtp_out.dmarc", 20, "high")
+    assert "the policy is reject" in verdict["summary"]
+
+
+def test_reports_alone_are_a_warning_and_strangers_are_none(triage: Triage, table: list[Any], options: Triage) -> None:
+    part = triage["deliverability"]["dmarc"]
+    part.update(ours={"messages": 40, "fail": 1}, strangers={"messages": 900, "fail": 900})
+    assert "smtp_out.dmarc" not in [f["id"] for f in judge(triage, table, options)["findings"]]
+    part.update(ours={"messages": 40, "fail": 39}, domains=[{"domain": "s.example.com", "ours": {"fail": 39}}])
+    finding = next(f for f in judge(triage, table, options)["findings"] if f["id"] == "smtp_out.dmarc")
+    assert (finding["severity"], finding["key"]) == ("warning", "s.example.com")
+
+
+def test_a_listing_of_one_address_names_it_its_zone_and_its_page(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    blocklisted(triage)
+    verdict = judge(triage, table, options)["verdict"]
+    assert (verdict["id"], verdict["key"], verdict["severity"]) == (
+        "smtp_out.blocklisted",
+        "198.51.100.125",
+        "critical",
+    )
+    assert "us-east-1a" in verdict["summary"]
+    assert "https://bl.example/remove" in verdict["next_actions"][1]["text"]
+    assert "rotate" in verdict["next_actions"][2]["text"]
+
+
+def test_a_listing_that_no_receiver_acts_on_is_a_warning(triage: Triage, table: list[Any], options: Triage) -> None:
+    listing(triage, "high")
+    (finding,) = [f for f in judge(triage, table, options)["findings"] if f["id"] == "smtp_out.blocklisted"]
+    assert (finding["severity"], finding["confidence"]) == ("warning", "medium")
+
+
+def test_one_providers_block_is_not_explained_by_a_listing(triage: Triage, table: list[Any], options: Triage) -> None:
+    provider_block(triage)
+    listing(triage, "high")
+    ids = [f["id"] for f in judge(triage, table, options)["findings"]]
+    assert ids[:2] == ["smtp_out.provider_block", "smtp_out.blocklisted"]
+
+
+def test_dead_recipients_of_one_sender_are_that_senders_list(triage: Triage, table: list[Any], options: Triage) -> None:
+    bad_recipients(triage)
+    log = triage["tiers"]["by_tier"]["smtp-out"]["bounces"]
+    log["senders"] = [{"sender": "l***~8e9e84@s.example.com", "recipients": 20, "reasons": {"recipient_unknown": 20}}]
+    assert "one sender (l***~8e9e84@s.example.com)" in judge(triage, table, options)["verdict"]["summary"]
 
 
 @pytest.mark.parametrize("identity", TAKEN)
