@@ -329,19 +329,38 @@ def _absent(row: Facts, kinds: Iterable[str], why: str) -> dict[str, Any]:
 
 
 def _with_zones(addresses: Iterable[Facts], triage: Facts) -> list[dict[str, Any]]:
-    """Each address with its zone, and the smtp-out tasks there: a task leaves by its own zone's address."""
+    """Each address with its zone, the smtp-out tasks there, and what their mail met.
+
+    A task leaves by its own zone's address, so each is judged apart. C(bounced) is None where that is not known.
+    """
     known = {row["ip"]: row for row in _outbound(triage)}
     service = _section(_section(_section(triage, "environment"), "services"), TIER)
-    tasks = [row for row in service.get("tasks") or [] if row.get("last_status") == "RUNNING"]
+    zones = {str(row["id"]): row.get("zone") for row in service.get("tasks") or []}
+    rows = list(addresses)
     return [
         {
             **row,
             "zone": (zone := known.get(row["ip"], {}).get("zone")),
             "via": known.get(row["ip"], {}).get("via"),
-            "tasks": [str(task["id"]) for task in tasks if zone and task.get("zone") == zone],
+            "tasks": sorted(task for task, where in zones.items() if zone and where == zone),
+            "bounced": _bounced_by_way(triage, zones, zone, alone=len(rows) == 1),
         }
-        for row in addresses
+        for row in rows
     ]
+
+
+def _bounced_by_way(
+    triage: Facts, zones: Mapping[str, str | None], zone: str | None, *, alone: bool
+) -> dict[str, int] | None:
+    """Refused recipients by reason of the tasks of a zone; of all tasks where there is one way out only."""
+    tasks = _section(_tier(triage), "tasks")
+    if not alone and (zone is None or any(zones.get(task) is None for task in tasks)):
+        return None
+    counts: Counter[str] = Counter()
+    for task, log in tasks.items():
+        if alone or zones.get(task) == zone:
+            counts.update(log.get("bounced") or {})
+    return dict(counts.most_common())
 
 
 def _tier(triage: Facts) -> Facts:

@@ -387,13 +387,39 @@ def domain_rows(triage: Facts) -> list[list[str]]:
 
 
 def outbound_rows(triage: Facts) -> list[list[str]]:
-    """Outbound address, and what became of its PTR."""
+    """Outbound address, its zone, what became of its PTR, and the blocklists that it is on."""
     rows = _part(triage, "deliverability").get("addresses") or []
-    return [[str(row["ip"]), _check_words({**row, "problem": row.get("problem") or _names(row)})] for row in rows]
+    return [
+        [
+            str(row["ip"]),
+            str(row.get("zone") or "?"),
+            _check_words({**row, "problem": row.get("problem") or _names(row)}),
+            _list_words(triage, str(row["ip"])),
+        ]
+        for row in rows
+    ]
 
 
 def _names(row: Facts) -> str:
     return ", ".join(str(name) for name in row.get("ptr") or [])
+
+
+def _list_words(triage: Facts, target: str) -> str:
+    """The lists that an address or domain is on, of how many that answered."""
+    section = _part(triage, "deliverability").get("blocklists") or {}
+    rows = [row for row in section.get("results") or [] if row["target"] == target]
+    answered = [row for row in rows if row["status"] != "unavailable"]
+    if not answered:
+        return "?"
+    listed = [str(row["list"]) for row in answered if row["status"] == "listed"]
+    return f"{', '.join(listed) or 'none'} (of {len(answered)} that answered)"
+
+
+def listed_domain_lines(triage: Facts) -> list[str]:
+    """A sentence for each mail domain that is on a list of domains."""
+    section = _part(triage, "deliverability").get("blocklists") or {}
+    names = {row["target"] for row in section.get("results") or [] if row["kind"] != "ip" and row["status"] == "listed"}
+    return [f"{name} is on {_list_words(triage, name)}." for name in sorted(names)]
 
 
 def dmarc_line(triage: Facts) -> str:
@@ -412,7 +438,19 @@ def dmarc_line(triage: Facts) -> str:
         for name, who in (("ours", "from our addresses"), ("strangers", "from others"))
         if (part := section.get(name))
     ]
+    told += _dmarc_course(section)
     return f"DMARC reports{span}: {'; '.join(told) or 'own and foreign mail cannot be told apart'}."
+
+
+def _dmarc_course(section: Facts) -> list[str]:
+    """The change against the period before, and how old the newest report is: they lag by a day and more."""
+    told = []
+    before, now = (section.get("before") or {}).get("fail_share"), section.get("fail_share")
+    if before is not None and now is not None:
+        told.append(f"{now * 100:.0f} % of ours failed, {before * 100:.0f} % in the period before")
+    if section.get("age_hours") is not None:
+        told.append(f"the newest is {section['age_hours']} hours old")
+    return told
 
 
 def _part(triage: Facts, name: str) -> Facts:

@@ -16,6 +16,8 @@ Facts = Mapping[str, Any]
 
 BROKEN = ("fail", "missing", "invalid")
 RECORDS = ("spf", "dkim", "dmarc")
+#: Reasons that a listing may be behind.
+REFUSALS = ("blocklist", "reputation", "rate_limited", "policy")
 SERIOUS = ("high", "medium")
 #: Names in a list of a finding.
 SHOWN = 10
@@ -71,7 +73,7 @@ class _Claims:
 
 def dns_signals(deliverability: Facts, options: Facts, claims: _Claims) -> dict[str, Any]:
     """Broken records of ours, by what DNS answered."""
-    names = ("broken", "unreadable", "spf", "dkim", "dmarc", "reverse")
+    names = ("broken", "unreadable", "spf", "dkim", "dmarc", "mx", "reverse")
     if not usable(deliverability):
         return dict.fromkeys(names)
     control = str(options.get("control_domain") or "").rstrip(".").lower()
@@ -89,6 +91,12 @@ def dns_signals(deliverability: Facts, options: Facts, claims: _Claims) -> dict[
         "broken": [{**cause, "kind": kind} for kind in RECORDS for cause in causes[kind] or []],
         "unreadable": unreadable,
         **causes,
+        # Without an MX, or with one that says "no mail" (RFC 7505), many receivers refuse a domain as sender.
+        "mx": [
+            {"domain": row["domain"], "problem": row["mx"].get("problem"), "publish": row["mx"]["publish"]}
+            for row in rows
+            if (row.get("mx") or {}).get("status") in BROKEN and row["mx"].get("publish")
+        ],
         "reverse": [_reverse(row) for row in addresses if row.get("status") in BROKEN]
         if _any_known(addresses)
         else None,
@@ -284,10 +292,7 @@ def list_signals(deliverability: Facts, out: Facts, options: Facts) -> dict[str,
     entries = [_listed(target, rows, zones.get(target)) for target, rows in by_target.items()]
     entries.sort(key=lambda entry: (SERIOUS.index(entry["weight"]) if entry["serious"] else 9, entry["kind"] != "ip"))
     serious = [entry for entry in entries if entry["serious"]]
-    explained = _refused_for_lists(out, options) if serious else 0
-    for entry in serious:
-        # Which of several entries a refusal was for, no answer says: the first one, the gravest, has them all.
-        entry["recipients"] = explained if entry is serious[0] else 0
+    explained = _share_out(serious, deliverability, _refused_for_lists(out, options)) if serious else 0
     answered = {row["zone"] for row in part.get("results") or [] if row.get("status") != "unavailable"}
     return {
         "listed": serious,
@@ -296,6 +301,21 @@ def list_signals(deliverability: Facts, out: Facts, options: Facts) -> dict[str,
         "silent": sorted(row["name"] for row in lists.values() if row.get("status") == "unavailable"),
         "asked": len(answered),
     }
+
+
+def _share_out(entries: Sequence[dict[str, Any]], deliverability: Facts, refused: int | None) -> int | None:
+    """Give each entry the refusals that it may explain, the gravest first; returns how many all of them explain.
+
+    An address explains what was refused to the tasks that leave by it, where that is known; a domain the rest.
+    """
+    by_ip = {str(row["ip"]): row.get("bounced") for row in deliverability.get("addresses") or []}
+    left = refused or 0
+    for entry in entries:
+        bounced = by_ip.get(entry["target"])
+        via = left if bounced is None else sum(bounced.get(reason, 0) for reason in REFUSALS)
+        entry["recipients"] = min(left, via)
+        left -= entry["recipients"]
+    return None if refused is None else refused - left
 
 
 def _listed(target: str, rows: Sequence[Facts], zone: str | None) -> dict[str, Any]:

@@ -516,6 +516,9 @@ class TierAggregator:
         if not count:
             return
         self._bounced_for[when // 60_000, failure.reason.id] += count
+        if not failure.own:
+            bounced = self._streams[stream].bounced
+            bounced[failure.reason.id] = bounced.get(failure.reason.id, 0) + count
         self._domain_attempts_of(fresh)
         domains = self._domains
         for address in fresh:

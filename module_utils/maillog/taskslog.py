@@ -63,6 +63,8 @@ class TaskLog:
         self.first = _NEVER
         self.last = 0
         self.sendmail_starts = 0
+        #: Recipients that others refused, by reason: each task leaves by its own zone's address.
+        self.bounced: dict[str, int] = {}
         self._loop: list[tuple[int, str, str]] = []
         self._strays: list[tuple[int, str, str]] = []
         self._counts: Counter[str] = Counter()
@@ -184,6 +186,7 @@ class TaskLog:
                 "fatal": sorted(self._fatal),
             },
             "sendmail_starts": self.sendmail_starts,
+            "bounced": dict(sorted(self.bounced.items())),
             "sync_users_errors": self._counts["sync_users_errors"],
         }
 

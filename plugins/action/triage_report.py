@@ -124,6 +124,7 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path, clea
         "clear": clear,
         "mail_domains": report.domain_rows(triage),
         "outbound": report.outbound_rows(triage),
+        "listed_domains": report.listed_domain_lines(triage),
         "dmarc_line": report.dmarc_line(triage),
         "changed": report.change_rows(triage),
         "loops": report.loop_rows(triage),

@@ -281,8 +281,19 @@ def test_an_address_has_the_tasks_of_its_zone(triage: dict[str, Any]) -> None:
             ]
         }
     }
+    for task, refused in (("a" * 32, 3), ("b" * 32, 4)):
+        smtp_out(triage)["tasks"][task]["bounced"] = {"blocklist": refused}
     (address,) = deliverability(triage, checked(), {}, CONTROL, 20)["addresses"]
     assert (address["zone"], address["via"], address["tasks"]) == ("us-east-1a", "nat-1", ["a" * 32])
+    assert address["bounced"] == {"blocklist": 7}
+    second = {"ip": "198.51.100.126", "status": "ok"}
+    triage["environment"]["network"]["outbound"].append({"ip": second["ip"], "zone": "us-east-1b", "via": "nat-2"})
+    dns = {**checked(), "addresses": [*checked()["addresses"], second]}
+    rows = deliverability(triage, dns, {}, CONTROL, 20)["addresses"]
+    assert [row["bounced"] for row in rows] == [{"blocklist": 3}, {"blocklist": 4}]
+    triage["environment"]["services"]["smtp-out"]["tasks"].pop()
+    rows = deliverability(triage, dns, {}, CONTROL, 20)["addresses"]
+    assert [row["bounced"] for row in rows] == [None, None]
 
 
 def test_reports_whose_mail_is_unknown(triage: dict[str, Any]) -> None:

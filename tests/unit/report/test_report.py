@@ -459,6 +459,17 @@ def test_the_report_shows_what_the_world_sees_of_our_domains_and_addresses() -> 
             "period": {"start": "2026-11-17T22:00:00Z", "end": "2026-11-24T22:00:00Z"},
             "ours": {"messages": 40, "pass": 30, "fail": 10},
             "strangers": {"messages": 5, "pass": 0, "fail": 5},
+            "fail_share": 0.25,
+            "before": {"fail_share": 0.05},
+            "age_hours": 31,
+        },
+        blocklists={
+            "results": [
+                {"target": "198.51.100.125", "kind": "ip", "list": "Some", "status": "listed"},
+                {"target": "198.51.100.125", "kind": "ip", "list": "Other", "status": "not_listed"},
+                {"target": "198.51.100.125", "kind": "ip", "list": "Silent", "status": "unavailable"},
+                {"target": "cabal.example", "kind": "domain", "list": "Domains", "status": "listed"},
+            ]
         },
     )
     text = action.render(fact, report.outcome(fact, None), TEMPLATE)
@@ -468,7 +479,9 @@ def test_the_report_shows_what_the_world_sees_of_our_domains_and_addresses() -> 
     assert len(re.findall(r"(?<!\\)\|", row)) == 5
     assert "\x1b" not in row
     assert "<script" not in row.replace("\\<script", "")
-    assert "| 198.51.100.125 | ok: smtp.cabal.example |" in text
+    assert "| 198.51.100.125 | ? | ok: smtp.cabal.example | Some (of 2 that answered) |" in text
+    assert "- cabal.example is on Domains (of 1 that answered)." in text
+    assert "25 % of ours failed, 5 % in the period before; the newest is 31 hours old." in text
     assert (
         "DMARC reports of 2026-11-17 to 2026-11-24: from our addresses 40 messages, 10 of them failed; from others 5"
         in text

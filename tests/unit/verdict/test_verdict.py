@@ -515,6 +515,15 @@ def test_a_record_without_refusals_is_a_warning_with_what_to_publish(
     assert findings["smtp_out.authentication"]["recipients"] == 20
 
 
+def test_a_refused_sender_without_mx_is_told_what_to_publish(triage: Triage, table: list[Any], options: Triage) -> None:
+    external(triage, "google", "sender_rejected", 20)
+    publish = {"name": "s.example.com", "type": "MX", "value": "10 smtp-in.control.example"}
+    mx = {"status": "missing", "problem": "s.example.com has no MX record", "publish": publish}
+    triage["deliverability"]["domains"].append({"domain": "s.example.com", "mx": mx})
+    verdict = judge(triage, table, options)["verdict"]
+    assert 's.example.com MX "10 smtp-in.control.example"' in verdict["next_actions"][0]["text"]
+
+
 def test_a_key_that_the_tier_does_not_sign_with_is_broken(triage: Triage, table: list[Any], options: Triage) -> None:
     check = {"status": "ok", "key_sha256": "aa", "name": "cabal._domainkey.s.example.com"}
     row: dict[str, Any] = {"domain": "s.example.com", "dkim": {**check, "matches_tier": False}}
@@ -569,6 +578,22 @@ def test_a_listing_of_one_address_names_it_its_zone_and_its_page(
     assert "us-east-1a" in verdict["summary"]
     assert "https://bl.example/remove" in verdict["next_actions"][1]["text"]
     assert "rotate" in verdict["next_actions"][2]["text"]
+
+
+@pytest.mark.parametrize(("refused", "severity"), [(25, "critical"), (0, "warning")])
+def test_a_listing_explains_only_what_left_by_that_address(
+    refused: int, severity: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    blocklisted(triage)
+    (row,) = triage["deliverability"]["addresses"]
+    triage["deliverability"]["addresses"] = [
+        {**row, "bounced": {"reputation": refused}},
+        {"ip": "198.51.100.126", "zone": "us-east-1b", "status": "ok", "bounced": {"reputation": 25 - refused}},
+    ]
+    found = {f["id"]: f for f in judge(triage, table, options)["findings"]}
+    listed = found["smtp_out.blocklisted"]
+    assert (listed["severity"], listed["recipients"]) == (severity, refused)
+    assert ("smtp_out.reputation" in found) is (refused == 0)
 
 
 def test_a_listing_that_no_receiver_acts_on_is_a_warning(triage: Triage, table: list[Any], options: Triage) -> None:
