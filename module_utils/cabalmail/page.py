@@ -252,7 +252,8 @@ def _dns_tables(triage: Facts) -> Iterator[Table]:
     if domains:
         yield table("Domains", ["domain", "SPF", "DKIM", "DMARC"], domains, "/deliverability/domains")
     if outbound:
-        yield table("Outbound addresses", ["address", "PTR"], outbound, "/deliverability/addresses")
+        columns = ["address", "zone", "PTR", "blocklists"]
+        yield table("Outbound addresses", columns, outbound, "/deliverability/addresses")
 
 
 def _blocklist_table(triage: Facts) -> Table:

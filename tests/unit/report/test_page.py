@@ -128,7 +128,16 @@ def busy(text: str = "blocklist") -> dict[str, Any]:
         "addresses": [{"ip": "198.51.100.125", "status": "ok", "ptr": [text]}],
         "blocklists": complete(
             lists=[{"zone": "bl.example", "name": "The List"}],
-            results=[{"target": "198.51.100.125", "zone": "bl.example", "status": "listed", "says": text}],
+            results=[
+                {
+                    "target": "198.51.100.125",
+                    "kind": "ip",
+                    "list": "The List",
+                    "zone": "bl.example",
+                    "status": "listed",
+                    "says": text,
+                }
+            ],
         ),
     }
     fact["remediation"] = complete(
