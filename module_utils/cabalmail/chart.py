@@ -28,7 +28,7 @@ OTHERS = "others"
 UNSEEN = "not seen by the alert"
 #: Steps of the time axis, minutes.
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 720, 1440)
-_LEFT, _RIGHT, _PANEL, _GAP, _AXIS, _LANE = 34, 10, 64, 26, 20, 22
+_LEFT, _RIGHT, _PANEL, _GAP, _AXIS, _LANE = 34, 10, 64, 26, 20, 34
 # A window of days has more minutes than a picture has dots.
 MOST_BARS = 360
 
@@ -218,7 +218,7 @@ def layout(data: Series, width: int) -> Chart:
         ticks=[Mark(place(when), f"{when:%H:%M}", "tick") for when in _ticks(data.start, data.end, width)],
         events=_lane(data.events, place),
         moments=[
-            Mark(place(when), label, kind, "end" if place(when) > width * 0.8 else "start")
+            Mark(place(when), label, kind, "end" if place(when) > width - 40 else "middle")
             for when, label, kind in data.moments
         ],
     )

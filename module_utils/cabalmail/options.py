@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from .inert import shown
 from .time import parse_rfc3339
@@ -81,6 +82,26 @@ def to_text(name: str, value: Any) -> str:
     return value
 
 
+def is_http_url(value: Any) -> bool:
+    """Whether the value is an http or https URL with a host."""
+    if not isinstance(value, str) or not value.isprintable() or " " in value:
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def to_url(name: str, value: Any) -> str:
+    """An http or https URL without a slash at its end, empty when nothing was given."""
+    if value in (None, ""):
+        return ""
+    if not is_http_url(value):
+        raise _refused(name, value, "give an URL such as https://reports.example.com/triage")
+    return str(value).rstrip("/")
+
+
 def to_tiers(name: str, value: Any, known: Sequence[str]) -> list[str]:
     """Tier names from a list or a comma-separated text; all known ones when nothing was given."""
     if value is None or value in ("", []):
@@ -105,6 +126,7 @@ OPTIONS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "triage_deadline": (90, to_seconds),
     "report_dir": ("", to_text),
     "report_show_addresses": (False, to_bool),
+    "report_url": ("", to_url),
 }
 # Read by others: the tiers need the environment's list, the payload is parsed by `alert`, the rest is our own output.
 OTHER_NAMES = ("triage_tiers", "triage_payload", "triage_work_dir", "triage_artifact")

@@ -10,6 +10,7 @@ Text may come from strangers: the template makes it inert where it is written.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,7 @@ def view(triage: Facts) -> dict[str, Any]:
         "maps": map_table(triage),
         "dns": list(_dns_tables(triage)),
         "blocklists": _blocklist_table(triage),
+        "blocklist_line": blocklist_line(triage),
         "blocklist_says": _of(triage, "deliverability", "blocklists").get("reasons") or [],
         "dmarc": _dmarc_table(triage),
         "dmarc_line": report.dmarc_line(triage),
@@ -149,8 +151,8 @@ def provider_shares(triage: Facts, deferred: bool) -> Iterator[Share]:
     """Providers by tier, those with most failures first."""
     for tier, log in (_of(triage, "tiers").get("by_tier") or {}).items():
         part = log["deferrals" if deferred else "bounces"]
-        rows = (part.get("providers") or [])[:8]
         failed = part.get("recipients") or 0
+        rows = (part.get("providers") or [])[:8] if failed else []
         for row in rows:
             yield Share(
                 tier,
@@ -257,11 +259,25 @@ def _dns_tables(triage: Facts) -> Iterator[Table]:
 
 
 def _blocklist_table(triage: Facts) -> Table:
-    """What each blocklist says of each address and domain that was asked for."""
+    """What blocklists say of our addresses and domains where that is not "not listed"."""
     part = _of(triage, "deliverability", "blocklists")
-    rows = [(row.get("target"), *_listing(part, row)) for row in part.get("results") or []]
+    rows = [
+        (row.get("target"), *_listing(part, row))
+        for row in part.get("results") or []
+        if row.get("status") != "not_listed"
+    ]
     rows.sort(key=lambda row: row[2] != "listed")
     return table("Blocklists", ["what", "list", "state", "says"], rows, "/deliverability/blocklists")
+
+
+def blocklist_line(triage: Facts) -> str:
+    """How many questions to blocklists ended how; empty when none was asked."""
+    results = _of(triage, "deliverability", "blocklists").get("results") or []
+    if not results:
+        return ""
+    ended = Counter(str(row.get("status")).replace("_", " ") for row in results)
+    told = ", ".join(f"{count} {status}" for status, count in ended.most_common())
+    return f"{len({row.get('zone') for row in results})} blocklists were asked {len(results)} questions: {told}."
 
 
 def _listing(part: Facts, row: Facts) -> tuple[Any, Any, Any]:

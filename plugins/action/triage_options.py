@@ -14,22 +14,24 @@ import os
 import secrets
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import ansible.module_utils
 from ansible import constants as C
+from ansible import context
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
 from ansible.module_utils.cabalmail.inert import shown  # noqa: E402
-from ansible.module_utils.cabalmail.options import OptionError, read_options  # noqa: E402
+from ansible.module_utils.cabalmail.notify import NAME as NOTIFY  # noqa: E402
+from ansible.module_utils.cabalmail.notify import read_sinks  # noqa: E402
+from ansible.module_utils.cabalmail.options import OptionError, is_http_url, read_options  # noqa: E402
 from ansible.module_utils.cabalmail.report_files import choose_folder  # noqa: E402
 from ansible.module_utils.cabalmail.time import format_rfc3339  # noqa: E402
 from ansible.module_utils.cabalmail.version import VERSION  # noqa: E402
 
-REPORT = ("report_dir", "report_show_addresses")
+REPORT = ("report_dir", "report_show_addresses", "report_url", NOTIFY)
 # What an inventory may add, and the file whose form it has.
 ADDITIONS = {
     "cabalmail_findings": "data/findings.yml",
@@ -58,6 +60,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             options = read_options(variables, variables["cabalmail_tiers"])
             check_endpoint(host, variables.get("cabalmail_endpoint_url"))
             check_additions(host, variables)
+            check_notify(variables.get(NOTIFY))
             region = check_aws(host, variables)
             options["report_dir"] = check_report_dir(options["report_dir"])
         except OptionError as error:
@@ -103,12 +106,7 @@ def check_endpoint(host: str, value: Any) -> None:
     """OptionError when there is an address for AWS's services that can't be one."""
     if value in (None, ""):
         return
-    try:
-        parts = urlsplit(value if isinstance(value, str) else "")
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not value.isprintable() or " " in value:
+    if not is_http_url(value):
         raise OptionError(
             f"cabalmail_endpoint_url={shown(value)} of the host {host} can't be used: give an URL such as"
             " http://127.0.0.1:45990, or nothing for AWS itself."
@@ -126,6 +124,25 @@ def check_additions(host: str, variables: dict[str, Any]) -> None:
                 f"{name}={shown(entries)} of the host {host} can't be used: give a list of entries such as those of"
                 f" {where}."
             )
+
+
+def check_notify(value: Any) -> None:
+    """OptionError when those to notify can't be used. What they are is not returned: secrets stand in it."""
+    sinks = read_sinks(value, os.environ, _on_command_line(NOTIFY))
+    if not sinks:
+        return
+    # Only here: what sends takes a third of a second to import.
+    from ansible.module_utils.cabalmail.sinks import service_of
+
+    for number, sink in enumerate(sinks, 1):
+        if not service_of(sink):
+            raise OptionError(f"{NOTIFY} can't be used: its URL number {number} is none that Apprise knows.")
+
+
+def _on_command_line(name: str) -> bool:
+    """Whether an extra variable stands in the arguments of the process, and not in a file that they name."""
+    given = (context.CLIARGS or {}).get("extra_vars") or ()
+    return any(name in str(entry) and not str(entry).startswith("@") for entry in given)
 
 
 def check_report_dir(given: str) -> str:

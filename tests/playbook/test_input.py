@@ -55,6 +55,8 @@ REFUSED = {
     "providers": ({"cabalmail_providers": [7]}, "give a list of entries such as those of data/providers.yml"),
     "boolean": ({"triage_exec": "maybe"}, "triage_exec='maybe' can't be used: give true or false"),
     "misspelt": ({"triage_tier": "imap"}, "triage_tier is not an option of this playbook: did you mean triage_tiers?"),
+    "report address": ({"report_url": "here"}, "report_url='here' can't be used: give an URL such as"),
+    "nobody to tell": ({"report_notify": ["no-such-service://x"]}, "its URL number 1 is none that Apprise knows"),
     "report folder": ({"report_dir": "/dev/null/reports"}, "report_dir='/dev/null/reports' can't be used"),
     "not JSON": ({"triage_payload": '{"version": "4", '}, "triage_payload is not valid JSON"),
     "no such file": ({"triage_payload": "/nonexistent/page.json"}, "'/nonexistent/page.json' can't be read"),

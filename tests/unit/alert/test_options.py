@@ -25,6 +25,7 @@ def test_defaults() -> None:
         "triage_deadline": 90.0,
         "report_dir": "",
         "report_show_addresses": False,
+        "report_url": "",
         "triage_tiers": TIERS,
     }
 

@@ -194,6 +194,7 @@ def test_every_section_is_there_and_each_figure_names_its_evidence() -> None:
     ):
         assert f'href="triage.json#{pointer}"' in text
     assert "The List" in text
+    assert "1 blocklists were asked 1 questions: 1 listed." in text
     assert re.search(r"<th scope=\"row\">tasks 1, loop</th><td[^>]*>dead</td><td[^>]*>healthy</td>", text)
 
 
