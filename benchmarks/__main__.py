@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from . import events, exec_sessions, mail_dns, parser, triage
+from . import events, exec_sessions, mail_dns, maps, parser, triage
 from .timing import BenchmarkError, Options, Row, table
 
 BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Row]]] = {
     "parser": parser.measure,
     "exec": exec_sessions.measure,
     "dns": mail_dns.measure,
+    "maps": maps.measure,
 }
 
 

@@ -53,18 +53,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Options:
-    """How much to measure: ``runs`` of each command, ``events`` and ``lines`` of log, ``tasks``, ``size`` bytes."""
+    """How much to measure: ``runs`` of each command, ``events`` and ``lines`` of log, ``tasks``, ``size`` bytes,
+    ``addresses`` in a table and ``many_addresses`` in a very large one."""
 
     runs: int = 5
     events: int = 1_000_000
     lines: int = 400_000
     tasks: int = 100
     size: int = 50 * MEGA
+    addresses: int = 100_000
+    many_addresses: int = 1_000_000
 
     @classmethod
     def quick(cls) -> Options:
         """Sizes that show that everything works, not how fast."""
-        return cls(runs=1, events=30_000, lines=20_000, tasks=6, size=2 * MEGA)
+        return cls(runs=1, events=30_000, lines=20_000, tasks=6, size=2 * MEGA, addresses=2_000, many_addresses=5_000)
 
 
 def command(

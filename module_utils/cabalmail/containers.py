@@ -147,9 +147,9 @@ def _maps(probe: Probe) -> tuple[dict[str, Any], list[str]]:
     maps: dict[str, Any] = {}
     problems = []
     for path in sorted({path.removesuffix(".db") for kind, path in probe.sections if kind in ("db", "text")}):
-        dump, text = probe.section("db", path + ".db"), probe.section("text", path)
-        if path == "/etc/aliases":
-            text = None  # written in another form than a map
+        dump = probe.section("db", path + ".db")
+        # Unpacked only where it is needed; /etc/aliases is written in another form than a map.
+        text = None if path == "/etc/aliases" or (dump and dump.good) else probe.section("text", path)
         error = None
         if dump is None and f"{path}.db" in known_files:
             error = "its .db was not read"

@@ -14,7 +14,7 @@ from typing import Any
 
 from .address_table import AddressTable
 from .freshness import REBUILT, Limits, epoch, minutes
-from .probe import Content, parse
+from .probe import Content, Probe, parse
 
 Facts = Mapping[str, Any]
 
@@ -36,6 +36,8 @@ class MapView:
     lag: int | None = None
     surplus: int | None = None
     wrong_user: int | None = None
+    #: rows of the table that makemap left out or let another row stand for
+    lost: int | None = None
     domains_missing: int | None = None
     differs: bool | None = None
     source: str | None = None
@@ -49,6 +51,7 @@ def compare_map(
     """Fill in the view from a map's content; returns a checksum of all pairs that their order does not change."""
     index = table.index if table else {}
     users = table.users if table else []
+    bad = table.bad if table else {}
     seen = bytearray(len(users))
     named: set[bytes] = set()
     entries = surplus = wrong = checksum = 0
@@ -69,7 +72,7 @@ def compare_map(
             surplus += 1
         else:
             seen[position] = 1
-            wrong += check_user and value != users[position]
+            wrong += check_user and value != users[position] and not (bad and mark in bad)
     view.known, view.entries = True, entries
     if table:
         _count_missing(view, table, seen, named, limits)
@@ -81,7 +84,8 @@ def compare_map(
 def _count_missing(view: MapView, table: AddressTable, seen: bytearray, named: set[bytes], limits: Limits) -> None:
     if view.path in (ACCESS, VIRTUSERTABLE):
         lag = total = 0
-        for position in (place for place, present in enumerate(seen) if not present):
+        lost = _lost(view, table, seen)
+        for position in (place for place, present in enumerate(seen) if not present and place not in lost):
             total += 1
             lag += too_new(table.requested[position], view, limits)
         if view.stale:
@@ -93,6 +97,23 @@ def _count_missing(view: MapView, table: AddressTable, seen: bytearray, named: s
         view.domains_missing = len((table.tlds | {b"." + tld for tld in table.tlds}) - named)
     elif view.path == ALIASES:
         view.missing, view.lag = len(table.aliases.keys() - named), 0
+
+
+def _lost(view: MapView, table: AddressTable, seen: bytearray) -> set[int]:
+    """Rows that makemap refused: their absence is no sign of age. Sets ``view.lost``, duplicates included."""
+    refused = {"duplicate_key": 0, "empty_user": 0}
+    absent = set()
+    for mark, problem in table.bad.items():
+        position = table.index.get(mark)
+        if position is None or problem not in refused:
+            continue
+        if problem == "duplicate_key" or not seen[position]:
+            refused[problem] += 1
+        if not seen[position]:
+            absent.add(position)
+    # An access map needs no user.
+    view.lost = refused["duplicate_key"] + (refused["empty_user"] if view.path == VIRTUSERTABLE else 0)
+    return absent if view.path == VIRTUSERTABLE else set()
 
 
 def too_new(requested: float, view: MapView, limits: Limits) -> bool:
@@ -120,15 +141,27 @@ def read_task(
         built = epoch((files.get(f"{path}.db") or {}).get("mtime"))
         stale = None if age is None or path == ALIASES else age > limits.stale_after_seconds
         view = MapView(tier, str(entry.get("task")), path, stale, built)
-        dump, text = probe.section("db", f"{path}.db"), probe.section("text", path)
-        best = dump if dump and dump.good else text if text and text.good and path != ALIASES else None
-        if best is not None:
-            checksum = compare_map(view, best, table, wanted, limits)
-            view.source = "makemap" if best is dump else "text"
-            if best is dump and text and text.good and path != ALIASES:
-                view.differs = checksum != checksum_of(text, path)
+        _read_map(view, probe, table, wanted, limits)
         views.append(view)
     return views
+
+
+def _read_map(view: MapView, probe: Probe, table: AddressTable | None, wanted: frozenset[int], limits: Limits) -> None:
+    """Compare the map's .db, else its text; where both are there, whether they differ. One at a time is unpacked."""
+    dump = probe.section("db", f"{view.path}.db")
+    checksum = None
+    if dump and dump.good:
+        checksum = compare_map(view, dump, table, wanted, limits)
+        view.source = "makemap"
+    del dump
+    text = probe.section("text", view.path) if view.path != ALIASES else None
+    if text is None or not text.good:
+        return
+    if checksum is None:
+        compare_map(view, text, table, wanted, limits)
+        view.source = "text"
+    else:
+        view.differs = checksum != checksum_of(text, view.path)
 
 
 def map_row(view: MapView, entry: Facts, limits: Limits) -> dict[str, Any]:
@@ -146,6 +179,7 @@ def map_row(view: MapView, entry: Facts, limits: Limits) -> dict[str, Any]:
         "lag": view.lag,
         "surplus": view.surplus,
         "wrong_user": view.wrong_user,
+        "lost_to_makemap": view.lost,
         "domains_missing": view.domains_missing,
         "db_differs_from_text": view.differs,
         "db_mtime": db.get("mtime"),
@@ -174,6 +208,8 @@ def _why(row: Facts, limits: Limits) -> str:
         return f"the .db is {minutes(age)} old, a healthy one at most {minutes(limits.stale_after_seconds)}"
     if row["missing"] or row["wrong_user"]:
         return f"built {minutes(age)} ago and yet not what the table says"
+    if row["lost_to_makemap"]:
+        return f"{row['lost_to_makemap']} rows that makemap refuses are not in it"
     if row["sendmail_older_than_map"]:
         return "sendmail was not restarted after this map was built"
     if row["lag"]:

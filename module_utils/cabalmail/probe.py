@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,10 +63,11 @@ class Content:
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
         """Key and value of each line of a map or of its text, keys as the map has them."""
-        for line in self.data.split(b"\n"):
+        # Line by line: a list of a million lines would take more room than all that is kept of them.
+        for line in io.BytesIO(self.data):
             key, tab, value = line.partition(b"\t")
             if tab and key and not key.startswith(b"#"):
-                yield key.rstrip(b"\0"), value.strip(b"\0\t \r")
+                yield key.rstrip(b"\0"), value.strip(b"\0\t \r\n")
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def parse(raw: bytes) -> Probe:
     probe = Probe()
     opened: tuple[str, str, str] | None = None
     body: list[bytes] = []
-    for line in raw.split(b"\n"):
-        line = line.rstrip(b"\r")
+    for line in io.BytesIO(raw):
+        line = line.rstrip(b"\r\n")
         if opened and not line.startswith((b"end ", b"begin ", b"cabalmail-probe ")):
             body.append(line)
             continue
@@ -145,7 +147,8 @@ def _mark(probe: Probe, text: str) -> None:
 def _close(probe: Probe, opened: tuple[str, str, str], body: list[bytes], *, ended: bool) -> None:
     if probe.version is not None:
         kind, path, pack = opened
-        probe.sections.setdefault((kind, path), Section(kind, path, pack, tuple(body), ended))
+        # One piece instead of a hundred thousand lines, which would take twice the room.
+        probe.sections.setdefault((kind, path), Section(kind, path, pack, (b"".join(body),), ended))
 
 
 def from_base64(lines: Iterable[bytes]) -> tuple[bytes, bool]:
@@ -159,17 +162,24 @@ def from_base64(lines: Iterable[bytes]) -> tuple[bytes, bool]:
 
 
 def _inflate(packed: bytes) -> tuple[bytes, bool]:
+    """What a gzip stream holds, and whether that is all of it."""
+    engine = zlib.decompressobj(wbits=31)
+    try:
+        return engine.decompress(packed, SECTION_LIMIT_BYTES), engine.eof
+    except zlib.error:
+        return _inflate_damaged(packed)
+
+
+def _inflate_damaged(packed: bytes) -> tuple[bytes, bool]:
+    """In steps, so that what precedes a damaged place is kept."""
     engine = zlib.decompressobj(wbits=31)
     data = bytearray()
-    # In steps, so that what precedes a damaged place is kept.
     for start in range(0, len(packed), 65536):
         try:
             data += engine.decompress(packed[start : start + 65536], SECTION_LIMIT_BYTES - len(data))
         except zlib.error:
-            return bytes(data), False
-        if engine.eof or len(data) >= SECTION_LIMIT_BYTES:
             break
-    return bytes(data), engine.eof
+    return bytes(data), False
 
 
 def processes(probe: Probe) -> list[Process] | None:

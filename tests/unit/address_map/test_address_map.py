@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.cabalmail.address_map import address_map
 from ansible.module_utils.cabalmail.address_table import AddressTable
+from ansible.module_utils.cabalmail.freshness import Limits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +119,26 @@ def test_keys_lost_to_makemap_differ_from_the_text(world: Any) -> None:
     text["/etc/mail/access"]["To:ANN@s.harborlight.example"] = "OK"
     task = world.task("imap", right, text=text)
     assert rows_of(world.section(), task)["access"]["db_differs_from_text"] is True
+
+
+def test_rows_that_makemap_refuses_are_lost_and_neither_missing_nor_wrong(world: Any) -> None:
+    """Of two keys that differ in case makemap keeps the first; a row without a user has no line in virtusertable."""
+    world.row("Ann@s.harborlight.example", user="bob")
+    world.row("nobody@s.harborlight.example", user="")
+    maps = copy.deepcopy(world.right_maps("imap"))
+    virtual = maps["/etc/mail/virtusertable"]
+    virtual["ann@s.harborlight.example"] = virtual.pop("Ann@s.harborlight.example")
+    del virtual["nobody@s.harborlight.example"]
+    rows = rows_of(world.section() if world.task("imap", maps) else {}, f"{0:032x}")
+    found = {name: [rows[name][key] for key in ("missing", "wrong_user", "lost_to_makemap")] for name in rows}
+    assert found["virtusertable"] == [0, 0, 2]
+    assert found["access"] == [0, None, 1]
+    assert "makemap refuses" in rows["virtusertable"]["why"]
+
+
+def test_a_table_in_order_loses_nothing_to_makemap(world: Any) -> None:
+    world.task("imap")
+    assert {row["lost_to_makemap"] for row in world.section()["tasks"] if row["map"] != "/etc/aliases"} == {0}
 
 
 def test_rows_that_no_map_can_be_made_of(world: Any) -> None:
@@ -397,3 +420,20 @@ def test_odd_rows_never_raise(rows: list[dict[str, str]]) -> None:
     for row in rows:
         table.add(row)
     assert table.rows == len(rows)
+
+
+def test_memory_grows_by_little_more_than_a_digest_an_address(world: Any) -> None:
+    """A million addresses have to fit: texts of one map at a time, of the table no more than digests and numbers."""
+    count = 20_000
+    for number in range(count):
+        world.row(f"somebody.{number}@s{number % 50}.harborlight.example")
+    for tier in ("imap", "smtp-in", "smtp-in"):
+        world.task(tier)
+    triage = world.triage()
+    world.section()
+    tracemalloc.start()
+    found = address_map(triage, world.folder, world.masker, Limits())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {row["missing"] for row in found["tasks"] if row["map"].endswith("access")} == {0}
+    assert peak / count < 1000
