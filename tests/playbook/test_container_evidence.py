@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 pytestmark = pytest.mark.playbook
 
-LOOKED_AT = ("etc", "home", "var/spool", "tmp")
+#: All of a task's own tree but what its programs write all the time: the loops' logs and the control pipes.
+LOOKED_AT = ("etc", "home", "var/spool", "var/tmp", "tmp", "root", "run")
 
 
 def listing(state: Path) -> dict[str, tuple[int, str]]:
@@ -28,6 +30,34 @@ def listing(state: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
+#: What a triage of three tiers in five tasks may call, and how often; a page of an answer is a call.
+ALLOWED = {
+    "ecs.ExecuteCommand": 5,
+    "ecs.ListTasks": 2 * 3 + 3,  # running and stopped ones with the environment, running ones for the sessions
+    "ecs.DescribeTasks": 3 + 3,
+    "ecs.DescribeServices": 3 + 1,
+    "ecs.DescribeTaskDefinition": 3,
+    "dynamodb.Scan": 2,  # addresses and DMARC reports, a page each
+    "sqs.GetQueueUrl": 3,
+    "sqs.GetQueueAttributes": 3,
+    "sns.ListSubscriptionsByTopic": 1,
+    "cloudwatch.GetMetricData": 2,  # the environment's, and the 24 hours before with the logs
+    "ssm.DescribeParameters": 1,
+    "ssm.GetParameter": 1,
+}
+
+
+def too_many(calls: list[dict[str, Any]]) -> dict[str, int]:
+    """Operations about containers, maps and loops that were called more often than tasks and tables require."""
+    counts = Counter(call["operation"] for call in calls)
+    services = {name.partition(".")[0] for name in ALLOWED}
+    return {
+        name: count
+        for name, count in counts.items()
+        if name.partition(".")[0] in services and count > ALLOWED.get(name, 0)
+    }
+
+
 def sessions(sandbox: Any) -> int:
     return sum(call["operation"] == "ecs.ExecuteCommand" for call in sandbox.calls())
 
@@ -39,6 +69,7 @@ def test_one_session_a_task_and_nothing_written(sandbox: Any, triage: Callable[.
     run = triage(None)
     tasks = run.triage["containers"]["tasks"]
     assert (len(tasks), sessions(sandbox)) == (5, 5)
+    assert too_many(sandbox.operator_calls()) == {}
     assert {row["status"] for row in tasks} == {"complete"}
     assert all(row["source"] == "makemap" for row in run.triage["address_map"]["tasks"])
     assert any("/etc/mail/" in path for path in before)

@@ -16,6 +16,7 @@ import pytest
 from ansible.module_utils.cabalmail import containers
 from ansible.module_utils.cabalmail.privacy import Masker
 from ansible.module_utils.cabalmail.probe import parse
+from ansible.module_utils.cabalmail.reconfigure_loop import LoopLimits, from_container
 from ansible.module_utils.cabalmail.signing import read_key, read_tables
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -261,6 +262,36 @@ def test_date_of_a_file_is_local_text_in_the_runbook_and_an_instant_here(contain
     assert abs(time.time() - naive + time.timezone) < 900
     age = facts(container.run())["files"]["/etc/mail/access.db"]["age_seconds"]
     assert age == pytest.approx(18000, abs=5)
+
+
+def test_the_runbook_looks_at_a_file_that_smtp_in_s_sendmail_never_reads(container: Any) -> None:
+    """Defect 11: line count and date of virtusertable are those of a healthy map; access.db is what decides."""
+    container.write("/etc/mail/virtusertable", "ann@s.harborlight.example\talice\n", age=60)
+    container.write("/etc/mail/virtusertable.db", "ann@s.harborlight.example\talice\n", age=60)
+    container.write("/etc/mail/access", "To:old@s.harborlight.example\tRELAY\n", age=18000)
+    container.write("/etc/mail/access.db", "to:old@s.harborlight.example\tRELAY\n", age=18000)
+    container.start(LOOP)
+    runbook = "wc -l /etc/mail/virtusertable && date -r /etc/mail/virtusertable +%s\n"
+    lines, dated = container.run(script=runbook).decode().split("\n")[:2]
+    assert lines.split()[0] == "1"
+    assert time.time() - float(dated) < 120
+    found = facts(container.run())
+    assert found["maps"]["/etc/mail/virtusertable"]["read_by_sendmail"] is False
+    assert found["maps"]["/etc/mail/access"]["read_by_sendmail"] is True
+    assert from_container(found, LoopLimits()).state in ("hung", "failing")
+
+
+def test_the_text_is_fresh_while_makemap_fails_each_time(container: Any) -> None:
+    """Defect 12: the text is written before makemap runs, so its date says nothing of what sendmail reads."""
+    for name in ("access", "mailertable", "virtusertable"):
+        container.write(f"/etc/mail/{name}", "To:ann@s.harborlight.example\tRELAY\n", age=60)
+        container.write(f"/etc/mail/{name}.db", "to:ann@s.harborlight.example\tRELAY\n", age=18000)
+    container.start(LOOP)
+    dated = container.run(script="date -r /etc/mail/virtusertable +%s\n").decode()
+    assert time.time() - float(dated) < 120
+    answer = from_container(facts(container.run()), LoopLimits())
+    assert answer.state == "failing"
+    assert "makemap does not finish" in answer.why
 
 
 def test_the_script_is_clean() -> None:

@@ -263,6 +263,15 @@ def test_network_is_joined(aws: Callable[[str], Any]) -> None:
     assert [(row["ip"], row["zone"]) for row in network["outbound"]] == [(gateway["ip"], "us-east-1b")]
 
 
+def test_the_runbook_s_filter_for_the_nat_matches_nothing(aws: Callable[[str], Any]) -> None:
+    """Defect 26: every NAT is called `cabal-nat-<n>`, and a filter without a wildcard is an exact one."""
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "cabal-nat-1"}]}]
+    aws("ec2").run_instances(ImageId="ami-12c6146b", MinCount=1, MaxCount=1, TagSpecifications=tags)
+    exact = {"Name": "tag:Name", "Values": ["cabal-nat"]}
+    assert aws("ec2").describe_instances(Filters=[exact])["Reservations"] == []
+    assert [way["name"] for way in read(aws)["network"]["nat_instances"]] == ["cabal-nat-1"]
+
+
 def test_clear_addresses_are_only_in_the_private_file(aws: Callable[[str], Any], tmp_path: Path) -> None:
     facts = read(aws, tmp_path)
     path = tmp_path / "addresses.jsonl"

@@ -10,7 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from ansible.module_utils.cabalmail.privacy import Masker
 from ansible.module_utils.cabalmail.reconfigure_loop import LoopLimits, reconfigure_loop
+from ansible.module_utils.maillog.records import Other
+from ansible.module_utils.maillog.taskslog import TaskLog
 
 NOW = datetime(2026, 11, 24, 22, 0, tzinfo=UTC)
 TASK = "a" * 32
@@ -256,7 +259,60 @@ def test_lines_that_were_lost_do_not_make_a_loop_stuck() -> None:
     assert "healthy" in row["disagreement"]
 
 
+def test_a_sibling_that_got_no_message_lags_by_design_and_is_not_stuck() -> None:
+    """Defect 18: one queue a tier, so of three tasks one hears of a change and the others wait for their interval."""
+    assert answer(container(db=1030), lines(done=1030, messages=0))["state"] == "healthy"
+    assert answer(container(db=1060), lines(done=1060, messages=0))["state"] == "hung"
+
+
+def test_an_empty_queue_is_no_proof_of_a_working_loop() -> None:
+    """Defect 19: the message is deleted before the work; what counts is `Done.` of each task."""
+    empty = {"visible": 0, "not_visible": 0}
+    row = answer(container(db=HOURS), lines(done=None, messages=1), queue=empty)
+    assert (row["state"], row["stuck"]) == ("hung", True)
+
+
+def test_a_loop_that_fails_for_hours_never_comes_to_fatal() -> None:
+    """Defect 21: each pass lives for longer than a second, so supervisord counts no failed start."""
+    exits = [{"status": "65", "count": 12, "last": ago(100)}]
+    log = lines(done=None, starts=12, exits=exits, gave_up=None)
+    row = answer(None, log)
+    assert (row["state"], row["exit_status"]) == ("failing", 65)
+
+
+def test_supervisord_s_own_words_for_giving_up() -> None:
+    """Defect 22: it says `gave up: ... entered FATAL state`, and says so in the log group too."""
+    line = Other("supervisor", "gave up: reconfigure entered FATAL state, too many start retries too quickly")
+    log = TaskLog()
+    log.add(line, int((NOW - timedelta(seconds=1500)).timestamp() * 1000), "1")
+    row = answer(None, log.facts(Masker(b"k" * 32)))
+    assert (row["state"], row["since"]) == ("dead", ago(1500))
+
+
+def test_the_heartbeat_is_missed_only_when_every_task_is_silent() -> None:
+    """Defect 23: the runbook takes the page for "at least one loop stopped"; one dead loop never pages."""
+
+    def heartbeat(*pings: float | None) -> dict[str, Any]:
+        triage = facts(None, None, heartbeat={"exists": True, "last_modified": ago(900000)}, window=5400)
+        tasks = {f"{number:032x}": lines(last_ping=ago(ping)) for number, ping in enumerate(pings)}
+        triage["tiers"]["by_tier"]["smtp-in"]["tasks"] = tasks
+        triage["environment"]["services"]["smtp-in"]["tasks"] = [
+            {"id": task, "last_status": "RUNNING", "started_at": ago(90000)} for task in tasks
+        ]
+        found: dict[str, Any] = reconfigure_loop(triage, LoopLimits())["heartbeat"]
+        return found
+
+    one_dead = heartbeat(300, 400, None)
+    assert (one_dead["missed"], one_dead["silent_tasks"]) == (False, [f"{2:032x}"])
+    assert heartbeat(3700, 4000, None)["missed"] is True
+    # Without monitoring nobody pings, and nothing is missed.
+    assert heartbeat(None, None)["missed"] is True
+    triage = facts(None, lines(last_ping=None), heartbeat={"exists": False}, window=5400)
+    assert reconfigure_loop(triage, LoopLimits())["heartbeat"]["missed"] is None
+
+
 def test_a_queue_that_nobody_hears_starves_the_tier() -> None:
+    """Defect 20: a denied or unreachable queue is silent; only fallback lines show although an address was made."""
     deaf = lines(messages=0)
     assert answer(container(), deaf, newest=1500)["state"] == "starved"
     # No address was made meanwhile, or somebody heard of it, or the log has gaps: nothing to say.
@@ -345,10 +401,14 @@ def test_uninterruptible_sleep_is_named_with_what_it_waits_for() -> None:
 
 
 def test_errors_of_cognito_at_a_task_s_start_are_named() -> None:
-    triage = facts(container(), lines())
-    triage["tiers"]["by_tier"]["smtp-in"]["tasks"][TASK]["sync_users_errors"] = 2
+    """Defect 25: metrics know of sign-in throttles only; sync-users says at the start of a task what it met."""
+    log = TaskLog()
+    said = "[sync-users] ERROR: An error occurred (TooManyRequestsException) when calling the ListUsers operation"
+    log.add(Other("sync_users", said), 1, "1")
+    log.add(Other("sync_users", "[sync-users] Done."), 2, "2")
+    triage = facts(container(), log.facts(Masker(b"k" * 32)))
     section = reconfigure_loop(triage, LoopLimits())
-    assert section["sync_users_errors"] == [{"tier": "smtp-in", "task": TASK, "lines": 2}]
+    assert section["sync_users_errors"] == [{"tier": "smtp-in", "task": TASK, "lines": 1}]
 
 
 def test_a_queue_that_could_not_be_read_is_unknown_and_not_empty() -> None:
