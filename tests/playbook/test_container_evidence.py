@@ -42,7 +42,7 @@ ALLOWED = {
     "sqs.GetQueueAttributes": 3,
     "sns.ListSubscriptionsByTopic": 1,
     "cloudwatch.GetMetricData": 2,  # the environment's, and the 24 hours before with the logs
-    "ssm.DescribeParameters": 1,
+    "ssm.DescribeParameters": 2,  # moto's pages hold 10 whatever is asked for
     "ssm.GetParameter": 1,
 }
 

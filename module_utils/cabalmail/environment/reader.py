@@ -292,7 +292,10 @@ class EnvironmentReader:
     def _read_parameters(self) -> None:
         names = self._request.names
         only = [{"Key": "Name", "Option": "BeginsWith", "Values": [names.parameter_prefix]}]
-        pages = self._client("ssm").get_paginator("describe_parameters").paginate(ParameterFilters=only)
+        # A page holds 10 unless asked for more, 50 at most.
+        most = {"PageSize": 50}
+        paginator = self._client("ssm").get_paginator("describe_parameters")
+        pages = paginator.paginate(ParameterFilters=only, PaginationConfig=most)
         known = {str(row["Name"]): row for page in pages for row in page.get("Parameters") or []}
         self._parameters.put(
             heartbeat=shape.parameter(names.heartbeat_parameter, known),
