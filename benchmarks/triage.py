@@ -1,15 +1,18 @@
 # Copyright (c) 2026 the cabalmail-runbooks authors
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole triage of a small incident, beside the runbook's own commands on the same sandbox."""
+"""The whole triage of a small incident, beside the runbook's own commands on the same sandbox; and its page alone."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+from module_utils.cabalmail import history, rendering, report
+
 from .stand import CLUSTER, REPO, TIERS, Stand, program, stand
-from .timing import Options, Row, Usage, command, side_by_side, table
+from .timing import Options, Row, Usage, command, side_by_side, table, timed
 
 SCENARIO = "smtp-in-stale-map"
 # The AWS CLI's version 1 has no `logs tail`; filter-log-events asks for the same. The patterns are those that work: the
@@ -42,7 +45,31 @@ def by_hand(with_exec: bool) -> str:
 def measure(options: Options) -> list[Row]:
     """Rows for the agent's delays off and on."""
     with stand(SCENARIO) as own:
-        return [_row(own, options, delays, bar) for delays, bar in (("off", 3.0), ("on", 4.5))]
+        rows = [_row(own, options, delays, bar) for delays, bar in (("off", 3.0), ("on", 4.5))]
+        return [*rows, _page_row(own, options)]
+
+
+def _page_row(own: Stand, options: Options) -> Row:
+    """What report.html and the index add to a run, with as many earlier runs as are ever read."""
+    run = next((own.folder / "reports").glob("*/latest")).resolve()
+    triage = json.loads((run / "triage.json").read_text(encoding="utf-8"))
+    outcome = json.loads((run / "outcome.json").read_text(encoding="utf-8"))
+    for number in range(history.MOST_RUNS):
+        earlier = run.parent / f"20200101T000000Z-{number:04x}"
+        earlier.mkdir(exist_ok=True)
+        (earlier / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
+    templates = REPO / "roles" / "report" / "templates"
+
+    def page() -> None:
+        runs, more = history.earlier(run.parent, run.name)
+        said = report.outcome(triage, None)
+        said["seen_before"], said["notifications"] = history.seen_before(said, runs), []
+        rendering.report_page(triage, said, templates)
+        rendering.index_page("sandbox", history.index_rows(runs), more, templates)
+
+    used = side_by_side(options.runs, page=lambda: timed(page))["page"]
+    what = f"report.html and an index of {history.MOST_RUNS} runs"
+    return Row(what, f"{used.wall:.2f} s, CPU {used.cpu:.2f} s", "-", "-", "0.5 s", used.wall <= 0.5)
 
 
 def _row(own: Stand, options: Options, delays: str, bar: float) -> Row:
