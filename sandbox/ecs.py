@@ -49,6 +49,9 @@ RETRY_SECONDS = 1.0
 RETRY_SECONDS_MAX = 60.0
 DISCOVERED = ("imap", "smtp-out")
 EVENTS_KEPT = 100
+INSTANCES = 2
+INSTANCE_TASKS = 8
+TASK_CPU, TASK_MEMORY = 256, 512
 _DRAINING = ("DEACTIVATING", "STOPPING", "DEPROVISIONING")
 
 
@@ -277,7 +280,7 @@ class Cluster:
             "clusterArn": CLUSTER_ARN,
             "clusterName": CLUSTER,
             "status": "ACTIVE",
-            "registeredContainerInstancesCount": 2,
+            "registeredContainerInstancesCount": INSTANCES,
             "runningTasksCount": sum(task.last_status == "RUNNING" for task in tasks),
             "pendingTasksCount": sum(task.last_status in ("PROVISIONING", "PENDING") for task in tasks),
             "activeServicesCount": len(self.services),
@@ -290,6 +293,49 @@ class Cluster:
         if self.scenario.exec_encrypted:
             facts["configuration"] = {"executeCommandConfiguration": {"kmsKeyId": EXEC_KEY, "logging": "DEFAULT"}}
         return facts
+
+    def list_container_instances(self, request: Json) -> Json:
+        self._check_cluster(request)
+        if request.get("status", "ACTIVE") != "ACTIVE":
+            return {"containerInstanceArns": []}
+        return _paged("containerInstanceArns", [_instance_arn(n) for n in range(INSTANCES)], request, 100)
+
+    def describe_container_instances(self, request: Json) -> Json:
+        self._check_cluster(request)
+        names = request.get("containerInstances") or []
+        if not 1 <= len(names) <= 100:
+            raise ApiError("InvalidParameterException", "containerInstances must have 1 to 100 members.")
+        by_id = {_instance_arn(n).rsplit("/", 1)[-1]: n for n in range(INSTANCES)}
+        found = [name for name in names if name.rsplit("/", 1)[-1] in by_id]
+        return {
+            "containerInstances": [self._instance_facts(by_id[name.rsplit("/", 1)[-1]]) for name in found],
+            "failures": [_missing(name) for name in names if name not in found],
+        }
+
+    def _instance_facts(self, number: int) -> Json:
+        """An instance has room for eight tasks, less those on it; none where the scenario says that tasks find none."""
+        arn = _instance_arn(number)
+        tasks = [
+            task
+            for service in self.services.values()
+            for task in service.tasks
+            if task.last_status != "STOPPED" and _instance_of(task) == arn
+        ]
+        crowded = any(tier.service.deployment.outcome == "stuck" for tier in self.scenario.tiers.values())
+        free = 0 if crowded else max(0, INSTANCE_TASKS - len(tasks))
+        return {
+            "containerInstanceArn": arn,
+            "ec2InstanceId": f"i-{arn[-17:]}",
+            "capacityProviderName": CAPACITY_PROVIDER,
+            "version": 1,
+            "status": "ACTIVE",
+            "agentConnected": True,
+            "runningTasksCount": sum(task.last_status == "RUNNING" for task in tasks),
+            "pendingTasksCount": sum(task.last_status in ("PROVISIONING", "PENDING") for task in tasks),
+            "remainingResources": _resources(free),
+            "registeredResources": _resources(INSTANCE_TASKS),
+            "attributes": [{"name": "ecs.cpu-architecture", "value": "arm64"}],
+        }
 
     def list_services(self, request: Json) -> Json:
         self._check_cluster(request)
@@ -387,6 +433,8 @@ class Cluster:
             "revision": int(service.definition.rsplit(":", 1)[-1]),
             "status": "ACTIVE",
             "networkMode": "awsvpc",
+            "cpu": str(TASK_CPU),
+            "memory": str(TASK_MEMORY),
             "requiresCompatibilities": ["EC2"],
             "compatibilities": ["EC2"],
             "containerDefinitions": [container],
@@ -787,9 +835,9 @@ def task_facts(task: Task) -> Json:
         "clusterArn": CLUSTER_ARN,
         "connectivity": "CONNECTED",
         "connectivityAt": (task.created_at + timedelta(seconds=3)).timestamp(),
-        "containerInstanceArn": f"{ARN}:container-instance/{CLUSTER}/{task.uuid('instance').replace('-', '')}",
+        "containerInstanceArn": _instance_of(task),
         "containers": [_container_facts(task, health)],
-        "cpu": "256",
+        "cpu": str(TASK_CPU),
         "createdAt": task.created_at.timestamp(),
         "desiredStatus": task.desired_status,
         "enableExecuteCommand": spec.exec_state is not Exec.DISABLED,
@@ -797,7 +845,7 @@ def task_facts(task: Task) -> Json:
         "healthStatus": health,
         "lastStatus": task.last_status,
         "launchType": "EC2",
-        "memory": "512",
+        "memory": str(TASK_MEMORY),
         "overrides": {"containerOverrides": [], "inferenceAcceleratorOverrides": []},
         "startedBy": task.deployment,
         "tags": [],
@@ -873,6 +921,20 @@ def _agent_facts(task: Task) -> Json:
 
 def _container_arn(task: Task) -> str:
     return f"{ARN}:container/{CLUSTER}/{task.id}/{task.uuid('container')}"
+
+
+def _instance_arn(number: int) -> str:
+    return f"{ARN}:container-instance/{CLUSTER}/{hashlib.sha256(f'instance/{number}'.encode()).hexdigest()[:32]}"
+
+
+def _instance_of(task: Task) -> str:
+    return _instance_arn(int(task.id, 16) % INSTANCES)
+
+
+def _resources(tasks: int) -> list[Json]:
+    """What so many tasks need."""
+    amounts = (("CPU", tasks * TASK_CPU), ("MEMORY", tasks * TASK_MEMORY))
+    return [{"name": name, "type": "INTEGER", "integerValue": amount} for name, amount in amounts]
 
 
 def _family(definition: str) -> str:

@@ -252,7 +252,7 @@ class Fault:
 
     ``operation`` is ``service.Operation``, ``service.*`` or ``*``. ``who``: operator, task or any. ``times``: only so
     many calls, then it is over. ``drop`` closes the connection unanswered, ``garbage`` answers 200 with what is no AWS
-    answer, ``hang`` never answers.
+    answer, ``hang`` never answers. ``after``: the call is done first, and only its answer is lost.
     """
 
     operation: str
@@ -265,6 +265,7 @@ class Fault:
     hang: bool = False
     drop: bool = False
     garbage: bool = False
+    after: bool = False
     who: str = "operator"
     times: int | None = None
 

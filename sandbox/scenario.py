@@ -450,6 +450,7 @@ def _fault(raw: Raw) -> Fault:
         hang=raw.get("hang", False),
         drop=raw.get("drop", False),
         garbage=raw.get("garbage", False),
+        after=raw.get("after", False),
         who=raw.get("who", "operator"),
         times=raw.get("times"),
     )

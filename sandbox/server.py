@@ -78,6 +78,7 @@ class Sandbox:
         self._queues_changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading = asyncio.Lock()
+        self._parameter_writes = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
@@ -228,10 +229,15 @@ class Sandbox:
             await self._loaded.wait()
         self._record(call)
         fault = self._faults.pick(call)
-        if fault is not None:
-            answer = await self._suffer(request, call, fault)
-            if answer is not None:
-                return answer
+        if fault is None:
+            return await self._answer(request, call, body)
+        done = await self._answer(request, call, body) if fault.after else None
+        suffered = await self._suffer(request, call, fault)
+        if suffered is not None:
+            return suffered
+        return await self._answer(request, call, body) if done is None else done
+
+    async def _answer(self, request: web.Request, call: Call, body: bytes) -> web.Response:
         handler = self._handlers.get(call.name)
         if handler is None:
             return await self._from_moto(request, call, body)
@@ -250,6 +256,10 @@ class Sandbox:
         wait = call.parameters.get("WaitTimeSeconds")
         if call.name == "sqs.ReceiveMessage" and call.protocol == "json" and isinstance(wait, int) and wait > 0:
             return await self._long_poll(request, call, wait)
+        if call.name == "ssm.PutParameter":
+            # AWS decides Overwrite=false for one caller at a time; moto looks first and writes then.
+            async with self._parameter_writes:
+                return await self._ask_moto(request, body)
         answer = await self._ask_moto(request, body)
         if call.service in ("sqs", "sns"):
             self._queues_changed.set()
@@ -286,6 +296,8 @@ class Sandbox:
         return {
             "ecs.ListClusters": cluster.list_clusters,
             "ecs.DescribeClusters": cluster.describe_clusters,
+            "ecs.ListContainerInstances": cluster.list_container_instances,
+            "ecs.DescribeContainerInstances": cluster.describe_container_instances,
             "ecs.ListServices": cluster.list_services,
             "ecs.DescribeServices": cluster.describe_services,
             "ecs.ListTasks": cluster.list_tasks,

@@ -23,6 +23,8 @@ FALSE = frozenset({"false", "no", "off", "0", "n", "f"})
 SEVERITIES = ("critical", "warning", "info")
 # Below the first no step has the time to end: eight seconds are the report's and Ansible's own.
 MIN_DEADLINE, MAX_DEADLINE = 20.0, 3600.0
+MAX_MINUTES = 7 * 24 * 60.0
+CONFIDENCES = ("high", "medium", "low")
 
 
 class OptionError(ValueError):
@@ -62,6 +64,17 @@ def to_seconds(name: str, value: Any) -> float:
     if not MIN_DEADLINE <= seconds <= MAX_DEADLINE:
         raise _refused(name, value, f"give a number of seconds from {MIN_DEADLINE:.0f} to {MAX_DEADLINE:.0f}")
     return seconds
+
+
+def to_minutes(name: str, value: Any) -> float:
+    """A span in minutes, 0 or more."""
+    try:
+        minutes = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        minutes = math.nan
+    if not 0 <= minutes <= MAX_MINUTES:
+        raise _refused(name, value, f"give a number of minutes from 0 to {MAX_MINUTES:.0f}")
+    return minutes
 
 
 def to_choice(name: str, value: Any, choices: Sequence[str]) -> str | None:
@@ -122,6 +135,10 @@ OPTIONS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "triage_end": (None, to_time),
     "triage_exec": (True, to_bool),
     "triage_remediate": (False, to_bool),
+    "triage_remediate_min_confidence": ("high", lambda name, value: to_choice(name, value, CONFIDENCES) or "high"),
+    "triage_remediate_cooldown": (60, to_minutes),
+    "triage_remediate_imap_outage": (False, to_bool),
+    "triage_remediate_lose_mail": (False, to_bool),
     "triage_fail_on": (None, lambda name, value: to_choice(name, value, SEVERITIES)),
     "triage_deadline": (90, to_seconds),
     "report_dir": ("", to_text),
@@ -129,7 +146,7 @@ OPTIONS: dict[str, tuple[Any, Callable[[str, Any], Any]]] = {
     "report_url": ("", to_url),
 }
 # Read by others: the tiers need the environment's list, the payload is parsed by `alert`, the rest is our own output.
-OTHER_NAMES = ("triage_tiers", "triage_payload", "triage_work_dir", "triage_artifact")
+OTHER_NAMES = ("triage_tiers", "triage_remediate_tiers", "triage_payload", "triage_work_dir", "triage_artifact")
 
 
 def read_options(variables: Mapping[str, Any], tiers: Sequence[str]) -> dict[str, Any]:
@@ -144,11 +161,14 @@ def read_options(variables: Mapping[str, Any], tiers: Sequence[str]) -> dict[str
     """
     for name in variables:
         if name.startswith("triage_") and name not in OPTIONS and name not in OTHER_NAMES:
-            close = difflib.get_close_matches(name, [*OPTIONS, *OTHER_NAMES[:2]], n=1)
+            close = difflib.get_close_matches(name, [*OPTIONS, *OTHER_NAMES[:3]], n=1)
             hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(sorted(OPTIONS))}."
             raise OptionError(f"{name} is not an option of this playbook: {hint}")
     options = {name: read(name, variables.get(name, default)) for name, (default, read) in OPTIONS.items()}
     options["triage_tiers"] = to_tiers("triage_tiers", variables.get("triage_tiers"), tiers)
+    # Without a word of the operator only the tier whose restart nobody notices.
+    asked = variables.get("triage_remediate_tiers") or [tier for tier in tiers if tier == "smtp-in"]
+    options["triage_remediate_tiers"] = to_tiers("triage_remediate_tiers", asked, tiers) if asked else []
     return options
 
 

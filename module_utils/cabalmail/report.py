@@ -81,6 +81,10 @@ def outcome(triage: Facts, error: str | None) -> dict[str, Any]:
         "host": triage["run"]["host"],
         "environment": triage["run"]["environment"],
         "run": triage["run"]["id"],
+        "remediation": {
+            key: triage["remediation"].get(key)
+            for key in ("requested", "outcome", "stopped_by", "severity", "next_step")
+        },
     }
 
 
@@ -464,6 +468,61 @@ def _check_words(check: Facts | None) -> str:
     return f"{check['status']}: {check['problem']}" if check.get("problem") else str(check["status"])
 
 
+def before_after(triage: Facts) -> list[list[str]]:
+    """What is true before a restart and after it, side by side; empty where nothing was done."""
+    part = triage["remediation"]
+    before, after = part.get("before"), part.get("after")
+    if not before:
+        return []
+    columns = [_side(before), _side(after) if after else {}]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return [[name, *(column.get(name, "?" if column else "not looked at") for column in columns)] for name in names]
+
+
+def _side(side: Facts) -> dict[str, str]:
+    newest = (side["deployments"] or [{}])[0]
+    cells = {
+        "at": str(side["at"]),
+        "tasks running": f"{_told(side['running'])} of {_told(side['desired'])}",
+        "deployment": f"{_told(newest.get('id'))}, {_told(newest.get('rollout_state'))}",
+        "messages in the reconfigure queue": _told(side["queue_visible"]),
+        "mail waiting": _told(side["mail_queue"]),
+    }
+    for number, task in enumerate(side["tasks"], 1):
+        cells[f"task {number}"] = f"{task['task']}, since {_told(task['started_at'])}, loop {_told(task['loop'])}"
+        for view in task["maps"]:
+            cells[f"task {number}: {view['map']}"] = _map_words(view)
+    return cells
+
+
+def _map_words(view: Facts) -> str:
+    age = view.get("age_seconds")
+    old = "?" if age is None else f"{round(age)} s" if age < 120 else f"{round(age / 60)} min"
+    wrong = [f"{view[key]} {key.replace('_', ' ')}" for key in ("missing", "surplus", "wrong_user") if view.get(key)]
+    wrong += [".db differs from the text"] if view.get("db_differs_from_text") else []
+    return f"{_told(view.get('entries'))} entries, {old} old{', ' + ', '.join(wrong) if wrong else ''}"
+
+
+def _told(value: Any) -> str:
+    return "?" if value is None else str(value)
+
+
+def _remediation_lines(triage: Facts) -> list[Line]:
+    """What came of a restart that was asked for."""
+    part = triage["remediation"]
+    if not part.get("requested"):
+        return []
+    said = f"Remediation: {part['outcome'].replace('_', ' ')}"
+    if part["outcome"] != "not_attempted":
+        text = f"{said}: {part['plan']['text']}" + (f" Next: {part['next_step']}" if part.get("next_step") else "")
+        return _wrapped(text, 3, part.get("severity") or "info")
+    first = next((gate for gate in part["gates"] if gate["passed"] is not True), None)
+    why = f"{first['name']}: {first['value']}" if first else ", ".join([*part["reasons"], *part["stopped_by"]])
+    if not why and triage["run"]["check_mode"]:
+        why = f"check mode; it would: {part['plan']['text']}"
+    return _wrapped(f"{said} ({why})", 2, "warning")
+
+
 def summary(triage: Facts, result: Facts, where: str, judged: bool = True) -> list[Line]:
     """The terminal summary: at most ``HEIGHT`` lines of ``WIDTH`` columns.
 
@@ -473,7 +532,7 @@ def summary(triage: Facts, result: Facts, where: str, judged: bool = True) -> li
         where: path of the report.
         judged: whether the run judged; False where it was told to leave that out.
     """
-    head = _head(triage, result, judged)
+    head = [*_head(triage, result, judged), *_remediation_lines(triage)]
     table = _table(tier_columns(triage, short=True), tier_rows(triage))
     foot = [Line(f"Report: {inert(where, 400)}")]
     room = HEIGHT - _rows(head) - _rows(table) - _rows(foot)

@@ -10,8 +10,6 @@ the file in which the module notes its progress is watched from here.
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from ansible.utils.display import Display
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
+from ansible.module_utils.cabalmail.watch import Watch  # noqa: E402
 from ansible.module_utils.maillog.rules import RuleError  # noqa: E402
 from ansible.module_utils.maillog.shipped import tables  # noqa: E402
 
 OWN_RULES = "cabalmail_reason_rules"
 OWN_PROVIDERS = "cabalmail_providers"
 PROGRESS_FILE = "maillog.progress"
-# A reading that is over sooner needs no words.
-INTERVAL_SECONDS = 3.0
 
 
 class ActionModule(action_loader.get("own_python", class_only=True)):  # type: ignore[misc]
@@ -46,7 +43,8 @@ class ActionModule(action_loader.get("own_python", class_only=True)):  # type: i
                 arguments.setdefault(name, value)
         except RuleError as error:
             raise AnsibleActionFail(str(error)) from None
-        with Watch(arguments.get("work_dir")):
+        work_dir = arguments.get("work_dir")
+        with Watch(Path(work_dir) / PROGRESS_FILE if work_dir else None, in_words, Display().display):
             result: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=task_vars)
         # The rules are long, the same for every run, and in the repository.
         invocation = result.get("invocation", {}).get("module_args", {})
@@ -61,33 +59,6 @@ class ActionModule(action_loader.get("own_python", class_only=True)):  # type: i
         return value
 
 
-class Watch:
-    """Shows the module's progress file every few seconds while it is entered."""
-
-    def __init__(self, work_dir: Any) -> None:
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        if work_dir:
-            path = Path(str(work_dir)) / PROGRESS_FILE
-            path.unlink(missing_ok=True)
-            self._thread = threading.Thread(target=self._show, args=(path,), daemon=True)
-
-    def __enter__(self) -> Watch:
-        if self._thread is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _show(self, path: Path) -> None:
-        while not self._over.wait(INTERVAL_SECONDS):
-            try:
-                state = json.loads(path.read_text(encoding="utf-8"))
-                read = f"{state['events']:,} lines, {state['pages']:,} pages, {state['seconds']} s"
-                Display().display(f"  reading the mail logs: {read}")
-            except (OSError, ValueError, KeyError, TypeError):
-                # Nothing was noted yet; the next look is in a few seconds.
-                continue
+def in_words(state: Mapping[str, Any]) -> str:
+    """How far the reading is."""
+    return f"reading the mail logs: {state['events']:,} lines, {state['pages']:,} pages, {state['seconds']} s"

@@ -4,6 +4,8 @@
 """Write triage.json, report.html, triage.md and outcome.json of a run and the index of the host's runs, and hand the
 same dictionary on as an artifact.
 
+Where a restart was asked for, audit.jsonl is written as well: one line for a log collector.
+
 Options:
     triage (dict): the fact.
     folder (path): where reports lie.
@@ -67,6 +69,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "report.html": rendering.report_page(triage, outcome, templates),
             "outcome.json": _json(outcome),
         }
+        record = triage["remediation"].get("audit")
+        if record:
+            files["audit.jsonl"] = json.dumps(record, ensure_ascii=False) + "\n"
         listed = [{**outcome, "run": place.name, "page": True}, *runs]
         index = rendering.index_page(host, history.index_rows(listed), more, templates)
         try:
@@ -129,6 +134,7 @@ def render(triage: dict[str, Any], outcome: dict[str, Any], template: Path, clea
         "changed": report.change_rows(triage),
         "loops": report.loop_rows(triage),
         "about_loops": report.about_loops(triage),
+        "before_after": report.before_after(triage),
     }
     return environment.get_template(template.name).render(view)
 

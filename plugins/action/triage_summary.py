@@ -14,6 +14,7 @@ Options:
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         lines = summary(triage, outcome, str(Path(shorter(args["path"])) / "triage.md"), judged)
         for address in report_files.clear_addresses(args.get("work_dir")) or []:
             self._display.display(f"Failed recipient: {inert(address, 320)}")
+        if record := triage["remediation"].get("audit"):
+            # One line for whoever collects the output of jobs.
+            self._display.display(inert(json.dumps(record), 8000), color=COLOURS["dim"])
         for line in lines:
             self._display.display(line.text, color=COLOURS[line.kind])
         if outcome["status"] == "error":

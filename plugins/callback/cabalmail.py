@@ -56,12 +56,27 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._display.display(f"{role}: {inert(_step(task))}", color=C.COLOR_VERBOSE)
         self._role = role
 
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Nothing: what is included says what it does."""
+        if self._display.verbosity:
+            super().v2_playbook_on_include(included_file)
+
     def v2_runner_on_ok(self, result: Any) -> None:
         """Warnings only."""
         if self._display.verbosity:
             super().v2_runner_on_ok(result)
         else:
             self._handle_warnings(result.result)
+
+    def v2_runner_item_on_ok(self, result: Any) -> None:
+        """Nothing."""
+        if self._display.verbosity:
+            super().v2_runner_item_on_ok(result)
+
+    def v2_runner_item_on_skipped(self, result: Any) -> None:
+        """Nothing."""
+        if self._display.verbosity:
+            super().v2_runner_item_on_skipped(result)
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Nothing."""

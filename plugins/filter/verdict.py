@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import ansible.module_utils
@@ -15,7 +14,6 @@ from ansible.errors import AnsibleFilterError
 
 ansible.module_utils.__path__ = list(dict.fromkeys([*ansible.module_utils.__path__, *C.DEFAULT_MODULE_UTILS_PATH]))
 
-from ansible.module_utils.cabalmail.remediation import plan  # noqa: E402
 from ansible.module_utils.cabalmail.verdict import TableError, judge  # noqa: E402
 
 
@@ -29,14 +27,9 @@ def triage_findings(
         raise AnsibleFilterError(str(error)) from error
 
 
-def remediation_plan(triage: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What would be restarted, and the gates that it has to pass, as of now."""
-    return plan(triage, options, datetime.now(UTC))
-
-
 class FilterModule:
     """Filters over the fact ``triage``."""
 
     def filters(self) -> dict[str, Any]:
         """Names as used in the roles."""
-        return {"triage_findings": triage_findings, "remediation_plan": remediation_plan}
+        return {"triage_findings": triage_findings}

@@ -115,6 +115,7 @@ def task(described: Aws) -> dict[str, Any]:
         "interface": _attached(described, "networkInterfaceId"),
         "task_definition": short_id(described.get("taskDefinitionArn")),
         "stopped_at": when(described.get("stoppedAt")),
+        "stop_code": described.get("stopCode"),
         "stop_reason": _stop_reason(described),
     }
 
