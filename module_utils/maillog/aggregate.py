@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ..cabalmail.privacy import Masker
 from ..cabalmail.time import format_rfc3339
 from .digests import DigestMap, DigestSet, Marked
-from .parser import Parser
+from .parser import Parser, unwrapped
 from .reasons import Attempt, Classifier, Reason
 from .records import Delivery, Notice, Other, Received, Record, Rejection, split_recipients
 from .taskslog import TaskLog, signature_of
@@ -282,6 +282,9 @@ class TierAggregator:
         for stream, timestamp, message, ingestion, event_id in events:
             if type(message) is not str or type(timestamp) is not int:
                 continue
+            if message[:1] == "{":
+                # The router's own time beside the line differs when the line is repeated.
+                message = unwrapped(message)
             stamp, precise, pid, record = parse(message, timestamp)
             kind = type(record)
             # The text tells a line with a fraction of a second and a process. So it does a delivery with a second only:
@@ -387,6 +390,9 @@ class TierAggregator:
                     provider.sent += count
         self._kinds[outcome] += 1
         self._deliveries[outcome] += count
+        if outcome == "held" and not record.stat:
+            # Cut before anything that tells what became of it.
+            self._kinds["cut"] += 1
         self._domain_attempts_of(recipients)
 
     def _provider(self, record: Delivery) -> _Provider | None:

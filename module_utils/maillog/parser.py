@@ -43,20 +43,21 @@ _TRADITIONAL = re.compile(
 _RFC5424 = re.compile(
     r"<\d{1,3}>1 (?P<minute>\d{4}-\d\d-\d\dT\d\d:\d\d):(?P<second>\d\d)(?:\.(?P<fraction>\d{1,9}))?"
     r"(?P<zone>Z|[+-]\d\d:\d\d) \S{1,255} (?P<program>\S{1,64}) (?P<pid>\S{1,128}) \S{1,32} "
-    r"(?:-|\[(?:[^\]\\]|\\.)*+\])(?: \ufeff?|\Z)",
+    # rsyslog's own template writes a second blank, since the text that it got began with one.
+    r"(?:-|(?:\[(?:[^\]\\]|\\.)*+\])++)(?: {1,2}\ufeff?|\Z)",
     re.ASCII,
 )
 _BARE = re.compile(
     rf"(?P<program>sendmail|sm-[a-z-]{{1,20}}|opendkim)\[(?P<pid>\d{{1,10}})\]: "
     rf"|(?=(?:{_QUEUE_ID}): (?:to|from|ruleset)=)"
 )
+# Fields of no interest here: pri=, ntries=, quarantine=, and what sendmail 8.16 and later log when built to log more.
+_MORE = r"(?:, (?!relay=|dsn=|reply=|stat=)[a-z_]{1,20}=[^,]*+)*+"
 _DELIVERY = re.compile(
     rf"(?P<id>{_QUEUE_ID}): to=(?P<to>{_VALUE})(?:, \[more\])?, (?:ctladdr=(?P<ctladdr>{_VALUE}), )?"
     r"delay=(?P<delay>[\d+:]++)(?:, xdelay=[\d+:]*+)?(?:, mailer=(?P<mailer>[^,]*+))?"
-    # Built to log more, sendmail 8.16 and later have tls_verify= and the like here.
-    r"(?:, (?!pri=|relay=|dsn=|ntries=|quarantine=|reply=|stat=)[a-z_]{1,20}=[^,]*+)*+(?:, pri=-?\d++)?"
-    rf"(?:, relay=(?P<relay>{_NAME}))?"
-    r"(?:, dsn=(?P<dsn>\d\.\d{1,3}\.\d{1,3})(?![\d.]))?(?:, ntries=\d++)?(?:, quarantine=[^,]*+)?(?P<rest>.*)",
+    rf"{_MORE}(?:, relay=(?P<relay>{_NAME}))?{_MORE}"
+    rf"(?:, dsn=(?P<dsn>\d\.\d{{1,3}}\.\d{{1,3}})(?![\d.]))?{_MORE}(?P<rest>.*)",
     re.DOTALL,
 )
 # The same without honouring quotes, for an address that sendmail or a shipper cut inside a quoted string.
@@ -108,6 +109,9 @@ _NO_RELAY = (None, None)
 _FIELD = ", stat="
 _DEFERRED = ", stat=Deferred"
 _TWIN = ", stat=Deferred: "
+# What sendmail says of a delivery that it will try again; the last two are exit statuses of a mailer (EX_OSERR,
+# EX_IOERR) that it treats as EX_TEMPFAIL.
+_WAITING = ("Deferred", "queued", "Operating system error", "I/O error")
 
 
 # What a named tuple's own constructor does, without its call: these are made once a line.
@@ -186,8 +190,8 @@ class Parser:
     def _unusual(self, message: str, event_ms: int) -> Line:
         """Lines without the two usual prefixes: RFC 5424, wrapped in JSON, supervisord, dovecot, none."""
         if message[:1] == "{":
-            inner = _unwrap(message)
-            if inner is not None and inner[:1] != "{":
+            inner = unwrapped(message)
+            if inner[:1] != "{":
                 return self.parse(inner, event_ms)
         if message[:1] == "<":
             match = _RFC5424.match(message)
@@ -223,17 +227,20 @@ def _day(day: str, year: int, event_ms: int) -> int | None:
     return min(candidates, key=lambda value: abs(value + 43_200_000 - event_ms), default=None)
 
 
-def _unwrap(message: str) -> str | None:
-    """The line inside a JSON object, as log routers write it (Docker's and Fluent Bit's `log`, others' `message`)."""
+def unwrapped(message: str) -> str:
+    """The line inside a JSON object, as log routers write it (Docker's and Fluent Bit's `log`, others' `message`).
+
+    What is no such object is returned as it is.
+    """
     try:
         wrapped = json.loads(message)
     except (ValueError, RecursionError):
-        return None
+        return message
     for name in ("log", "message", "msg", "MESSAGE"):
         inner = wrapped.get(name)
         if isinstance(inner, str):
             return inner.rstrip("\r\n")
-    return None
+    return message
 
 
 def _mail(program: str, message: str, start: int) -> Record:
@@ -327,13 +334,13 @@ def _temporary(body: str) -> int:
 
 
 def _outcome(dsn: str | None, reply: str | None, stat: str) -> Outcome:
-    if stat.startswith(("Deferred", "queued")):
+    if stat.startswith(_WAITING):
         return "deferred"
     if stat.startswith("quarantine"):
         return "held"
-    if stat:
+    if not "Sent".startswith(stat) and not any(word.startswith(stat) for word in _WAITING):
         return "bounced"
-    # The line was cut before its status: the answer's class decides, else that of the enhanced code.
+    # The line was cut before or within its status: the answer's class decides, else that of the enhanced code.
     return {"2": "sent", "4": "deferred", "5": "bounced"}.get((reply or dsn or "")[:1], "held")  # type: ignore[return-value]
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 from collections import Counter
@@ -338,3 +339,18 @@ def test_the_timeline_says_for_which_reasons_mail_failed() -> None:
     assert told == [(2, {reason: 2}, {})] * 2
     total = sum(count for row in result["timeline"] for count in row["reasons"].values())
     assert total == result["bounces"]["recipients"] == 4
+
+
+def test_a_line_repeated_in_json_with_another_time_counts_once() -> None:
+    lines = [json.dumps({"log": bounce(1) + "\n", "time": when}) for when in ("12:00:01", "12:05:07")]
+    found = [event(line, second, number) for number, (line, second) in enumerate(zip(lines, (1, 307), strict=True))]
+    assert read(found)["bounces"]["lines"] == 1
+    assert read([*found, event(bounce(2), 2, 9)])["bounces"]["lines"] == 2
+
+
+def test_a_delivery_line_cut_before_its_fate_is_told_as_cut() -> None:
+    whole = bounce(1)
+    cut = read([event(whole[: whole.index(", dsn=")], 1)])
+    assert cut["coverage"]["cut_lines"] == 1
+    assert cut["deliveries"]["bounced"] == 0
+    assert read([event(whole, 1)])["coverage"]["cut_lines"] == 0

@@ -41,6 +41,9 @@ def delivery(body: str) -> Delivery:
         ("<22>Nov 24 21:53:14 host sendmail[16239]: ", "2026-11-24T21:53:14Z", False, 16239),
         ("<22>1 2026-11-24T21:53:14.123456Z host sendmail 16239 - - ", "2026-11-24T21:53:14.123Z", True, 16239),
         ('<22>1 2026-11-24T21:53:14Z host sendmail 16239 ID47 [x@1 a="b\\]c"] ', "2026-11-24T21:53:14Z", False, 16239),
+        # The blank that syslog's text began with, and two elements of structured data.
+        ("<22>1 2026-11-24T21:53:14.123456Z host sendmail 16239 - -  ", "2026-11-24T21:53:14.123Z", True, 16239),
+        ('<22>1 2026-11-24T21:53:14Z host sendmail 1 - [x@1 a="b"][y@1 c="d"] ', "2026-11-24T21:53:14Z", False, 1),
         ("sendmail[16239]: ", None, False, 16239),
         ("", None, False, None),
     ],
@@ -340,6 +343,7 @@ MORE = "mailer=esmtp, tls_verify=OK, auth=NONE, pri=30158"
     ("fields", "relay", "address"),
     [
         (f"{MORE}, relay=mx.b.example. [192.0.2.1]", "mx.b.example", "192.0.2.1"),
+        ("mailer=esmtp, pri=1, x_new=a, relay=mx.b.example. [192.0.2.1], tls_rpt=b", "mx.b.example", "192.0.2.1"),
         ("mailer=relay, pri=1, relay=mx.b.example.:587 [192.0.2.1]", "mx.b.example", "192.0.2.1"),
         ("mailer=relay, pri=1, relay=[127.0.0.1]:2525 [127.0.0.1]", "[127.0.0.1]", "127.0.0.1"),
         ("mailer=relay, pri=1, relay=[IPv6:2001:db8::1] [IPv6:2001:db8::1]", "[ipv6:2001:db8::1]", "IPv6:2001:db8::1"),
@@ -353,3 +357,30 @@ def test_fields_that_a_build_adds_and_ports_of_a_relay(fields: str, relay: str, 
     assert isinstance(record, Delivery)
     assert (record.relay, record.relay_ip) == (relay, address)
     assert (record.dsn, record.reply, record.stat) == ("5.1.1", "550 5.1.1 no", "User unknown")
+
+
+TEMPORARY = "dsn=4.2.0, reply=450 4.2.0 come back, stat=Deferred: 450 4.2.0 come back"
+SENT = "dsn=2.0.0, reply=250 2.0.0 taken, stat=Sent (taken)"
+
+
+@pytest.mark.parametrize(("fields", "outcome"), [(TEMPORARY, "deferred"), (SENT, "sent")])
+def test_a_line_cut_within_its_status_accuses_nobody(fields: str, outcome: str) -> None:
+    body = BODY[: BODY.index("dsn=")] + fields
+    for end in range(body.index("dsn="), len(body) + 1):
+        assert delivery(body[:end]).outcome in (outcome, "held"), body[:end]
+    for end in range(body.index("stat="), len(body) + 1):
+        assert delivery(body[:end]).outcome == outcome, body[:end]
+
+
+@pytest.mark.parametrize(
+    ("dsn", "stat", "outcome"),
+    [
+        ("4.0.0", "Operating system error", "deferred"),
+        ("4.0.0", "I/O error: Input/output error", "deferred"),
+        ("5.3.0", "Internal error", "bounced"),
+        ("5.0.0", "Can't create output", "bounced"),
+    ],
+)
+def test_exit_statuses_that_sendmail_tries_again(dsn: str, stat: str, outcome: str) -> None:
+    body = f'6AT1bFH9016237: to="|/usr/bin/sort", delay=00:00:01, mailer=prog, pri=1, dsn={dsn}, stat={stat}'
+    assert delivery(body).outcome == outcome
