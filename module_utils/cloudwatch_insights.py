@@ -52,11 +52,12 @@ class InsightsReader(Reader):
         answer = self._query(piece, low, high)
         if answer is None:
             return
+        shown = len(answer["results"])
         events = [event for row in answer["results"] if (event := _event(row)) is not None]
         statistics = answer.get("statistics") or {}
-        matched = int(statistics.get("recordsMatched") or len(events))
+        matched = int(statistics.get("recordsMatched") or shown)
         rest: int | None = None
-        if matched > len(events) and len(events) >= ROWS:
+        if matched > shown >= ROWS and events:
             # Of the last second it is not known whether all of it is there.
             rest = events[-1]["timestamp"] // 1000
             if rest > low:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from ..cabalmail.privacy import replace_disguised
 
@@ -55,6 +56,9 @@ _KEPT_CODE = re.compile(
     r"[A-Z]{1,5}\d{0,3}[-_]?[A-Z]?\d{1,4}\Z"
     r"|(?i:rfc-?\d+|smtputf8|utf-?8|8-?bit(?:mime)?|7-?bit|ipv[46]|base64|tlsv?1(?:\.\d)?)\Z"
 )
+_LETTERS = re.compile(r"(?<![\w.])[A-Za-z]{12,}(?!\w|\.\w)", re.A)
+# A term (RecipientNotFound) has no words of one letter.
+_NO_TERM = re.compile(r"[A-Z][a-z][A-Z]|[a-z][A-Z]{2}")
 _MEASURE = re.compile(r"\d+(?:[.,]\d+)?(?:s|secs?|seconds|m|mins?|minutes|h|hours|d|days|kb?|mb?|gb?|bytes)?\Z", re.I)
 _PIECE = re.compile(r"[A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*(?:[.:][A-Za-z0-9_+=*-]*\d[A-Za-z0-9_+=*-]*)*", re.A)
 _URL_VALUE = re.compile(r"(?<=[=/:?&#;])[A-Za-z0-9._%+-]*\d[A-Za-z0-9._%+-]*", re.A)
@@ -71,6 +75,13 @@ def _unescape(match: re.Match[str]) -> str:
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _mask_letters(match: re.Match[str]) -> str:
+    """Letters whose case changes as no word's or term's does are an identifier that happens to lack a digit."""
+    letters = match.group()
+    changes = sum(one.isupper() != other.isupper() for one, other in pairwise(letters))
+    return "<id>" if changes * 3 >= len(letters) and _NO_TERM.search(letters) else letters
 
 
 def _mask_piece(match: re.Match[str]) -> str:
@@ -107,7 +118,9 @@ class _Words(dict[str, str]):
                 return "<address>" + whole[1]
         elif whole := _WHOLE_IPV4.match(word):
             return f"{whole[1]}<ip>{whole[2]}"
-        if _PLAIN_WORD.match(word) or _ENHANCED.match(word):
+        if _PLAIN_WORD.match(word):
+            return _LETTERS.sub(_mask_letters, word)
+        if _ENHANCED.match(word):
             return word
         piece = _WHOLE_PIECE.match(word) if word.count("-") < 2 else None
         if piece is not None:
@@ -125,6 +138,9 @@ class _Words(dict[str, str]):
         if "@" in word or "<" in word:
             word = _ADDRESS.sub("<address>", word)
         word = _IPV4.sub("<ip>", word)
+        if "::" in word:
+            # Before times, which the end of a short address may look like.
+            word = _IPV6.sub("<ip>", word)
         if ":" in word:
             word = _TIME.sub("<time>", word)
             word = _IPV6.sub("<ip>", word)
@@ -132,7 +148,7 @@ class _Words(dict[str, str]):
             word = _TIME.sub("<time>", word)
         if "." in word:
             word = _HOST.sub(self._mask_host, word)
-        return _PIECE.sub(_mask_piece, word)
+        return _PIECE.sub(_mask_piece, _LETTERS.sub(_mask_letters, word))
 
     def _mask_host(self, match: re.Match[str]) -> str:
         """A host name, but one that tells (the zone of a blocklist) stays."""

@@ -147,6 +147,25 @@ def test_a_second_with_more_events_than_a_query_shows_is_said(monkeypatch: pytes
     assert "more than 50 events in one second" in querying.why("smtp-out", "/g")[0]
 
 
+def test_a_row_without_its_text_does_not_hide_that_more_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloudwatch_insights, "ROWS", 50)
+    monkeypatch.setattr(cloudwatch_insights, "QUERY", cloudwatch_insights.QUERY.replace("10000", "50"))
+    client = Client(store([("s", START + number * 1000, f"line {number}") for number in range(120)]))
+    whole = client.get_query_results
+
+    def without_one(**request: Any) -> Any:
+        answer = whole(**request)
+        rows = [
+            [cell for cell in row if cell["field"] != "@message" or cell["value"] != "line 7"]
+            for row in answer["results"]
+        ]
+        return {**answer, "results": rows}
+
+    monkeypatch.setattr(client, "get_query_results", without_one)
+    _, seen = read(reader(InsightsReader, client))
+    assert {event["message"] for event in seen} == {f"line {number}" for number in range(120) if number != 7}
+
+
 def test_throttling_and_the_limit_of_queries_at_once_are_waited_out() -> None:
     def trouble(operation: str, number: int) -> None:
         if number in (1, 3):

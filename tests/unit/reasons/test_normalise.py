@@ -69,3 +69,26 @@ def test_any_text_stays_bounded(text: str) -> None:
 def test_no_address_is_left(address: str) -> None:
     for text in (address, f"<{address}>", f"({address})", f"550 5.1.1 {address}: no", f"to={address},", f'"{address}"'):
         assert address not in normalise_reply(text)
+
+
+@pytest.mark.parametrize("identifier", ["AsDjktcPtLscNHus", "GrYDSvvFkJpeqtdd", "aKxQmPzRtWbNcVhL", "BLysXqbyXoFclDhp"])
+def test_an_identifier_that_lacks_digits_is_masked(identifier: str) -> None:
+    for text in ("550 refused, ref {}", "451 Greylisted ({})", "554 no [{}]:"):
+        assert normalise_reply(text.format(identifier)) == text.format("<id>")
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        "RecipientNotFound", "SenderNotAuthenticatedForGroup", "TenantAttribution", "MailFromDomain", "QuotaExceeded",
+        "SMTPSEND.SuspiciousRemoteServerError", "InvalidRecipientAddress", "DKIMSignatureMissing", "UNAUTHENTICATED",
+    ],
+)  # fmt: skip
+def test_a_term_is_no_identifier(term: str) -> None:
+    assert normalise_reply(f"550 5.7.1 {term}; no") == f"550 5.7.1 {term}; no"
+
+
+@pytest.mark.parametrize("address", ["2001:db8::1", "2001:db8::47:58f", "2001:db8::12:34", "[2001:db8::1:2:3]"])
+def test_an_ipv6_address_that_looks_like_a_time_at_its_end(address: str) -> None:
+    masked = "[<ip>]" if address.startswith("[") else "<ip>"
+    assert normalise_reply(f"550 {address} refused at 12:30:11") == f"550 {masked} refused at <time>"
