@@ -308,11 +308,30 @@ def _by_design(row: Facts, states: Mapping[str, str] | None, control_domain: str
     name = str(row["domain"])
     if name == control_domain.rstrip(".").lower():
         return _absent(row, ("mx",), "none is published for the control domain") | {"state": "active"}
-    state = (states or {}).get(name)
+    if states is None:
+        return _not_known_as_ours(row) | {"state": None}
+    state = states.get(name)
     if state in ("suspended", "absent"):
         why = f"its addresses are {'suspended' if state == 'suspended' else 'revoked'}"
         return _absent(row, ("spf", "dkim", "dmarc", "mx"), why) | {"state": state}
     return {**row, "state": state}
+
+
+def _not_known_as_ours(row: Facts) -> dict[str, Any]:
+    """Without the table of addresses a foreign or suspended sender's records look as broken as those of ours.
+
+    A domain with the SPF record that the deployment publishes is an active one of ours: a suspended one has none.
+    """
+    spf = row.get("spf") or {}
+    if spf.get("record") and not spf.get("differs"):
+        return dict(row)
+    marked = dict(row)
+    for kind in ("spf", "dkim", "dmarc", "mx"):
+        check = row.get(kind) or {}
+        if check.get("status") in ("missing", "invalid", "fail"):
+            why = "whether it is an active domain of ours is not known, since the table of addresses was not read"
+            marked[kind] = {**check, "status": "unavailable", "problem": f"{check.get('problem')}; {why}"}
+    return marked
 
 
 def _absent(row: Facts, kinds: Iterable[str], why: str) -> dict[str, Any]:

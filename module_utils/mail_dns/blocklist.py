@@ -89,17 +89,17 @@ def read(blocklist: Blocklist, answer: Answer) -> Reading:
         return Reading("unavailable", problem=answer.sentence())
     if answer.status != "found":
         return Reading("not_listed")
-    listed: list[str] = []
-    meanings: list[str] = []
-    for text in sorted(answer.records):
-        problem = _no_listing(blocklist, text)
-        found = [] if problem else _meanings(blocklist, text)
-        if problem or not found:
-            said = problem or f"answered {text}, which it does not document"
-            return Reading("unavailable", (text,), problem=f"{blocklist.zone} {said}.")
-        listed.append(text)
-        meanings += found
-    return Reading("listed", tuple(listed), tuple(dict.fromkeys(meanings)))
+    texts = sorted(answer.records)
+    for text in texts:
+        if problem := _no_listing(blocklist, text):
+            return Reading("unavailable", (text,), problem=f"{blocklist.zone} {problem}.")
+    meanings = {text: _meanings(blocklist, text) for text in texts}
+    # A code that nobody documents beside one that is documented does not undo the listing.
+    listed = tuple(text for text in texts if meanings[text])
+    if not listed:
+        said = f"{blocklist.zone} answered {texts[0]}, which it does not document."
+        return Reading("unavailable", (texts[0],), problem=said)
+    return Reading("listed", listed, tuple(dict.fromkeys(meaning for text in listed for meaning in meanings[text])))
 
 
 def _no_listing(blocklist: Blocklist, text: str) -> str | None:
@@ -127,14 +127,18 @@ async def check(ask: Ask, blocklists: Sequence[Blocklist], ips: Sequence[str], d
 
     Returns the lists with their own state, and a row for each pair of target and list.
     """
-    states = await asyncio.gather(*(_state(ask, entry) for entry in blocklists))
+    found = await asyncio.gather(*(_state(ask, entry) for entry in blocklists))
+    states = [state for state, _ in found]
+    discerning = {entry.zone for entry, (_, discerns) in zip(blocklists, found, strict=True) if discerns}
     pairs = [
         (entry, state, target)
         for entry, state in zip(blocklists, states, strict=True)
         for target in (ips if entry.kind == "ip" else domains)
         if entry.takes(target)
     ]
-    results = await asyncio.gather(*(_result(ask, entry, state, target) for entry, state, target in pairs))
+    results = await asyncio.gather(
+        *(_result(ask, entry, state, entry.zone in discerning, target) for entry, state, target in pairs)
+    )
     rows = [_list_fact(entry, state) for entry, state in zip(blocklists, states, strict=True)]
     reasons = [reason for row in rows for reason in _why_unknown(row, results)]
     if len(reasons) > 1 and all(row["problem"] for row in rows):
@@ -153,23 +157,28 @@ def _why_unknown(row: Fact, results: Sequence[Fact]) -> list[str]:
     return [f"Blocklist {row['name']}, {len(lost)} of its answers: {lost[0]['problem']}"] if lost else []
 
 
-async def _state(ask: Ask, entry: Blocklist) -> str | None:
-    """Why the list cannot be trusted now, None when it can: it must have its test entry and lack the other one."""
+async def _state(ask: Ask, entry: Blocklist) -> tuple[str | None, bool]:
+    """Why the list cannot be trusted now, None when it can: it must have its test entry and lack the other one.
+
+    And whether it was seen to lack the other one: a list that may hold everything accuses nobody.
+    """
     test, control = await asyncio.gather(
         ask(entry.question(entry.test_entry), "A"), ask(entry.question(entry.control_entry), "A")
     )
     found, lacking = read(entry, test), read(entry, control)
+    discerns = lacking.status == "not_listed"
     if lacking.status == "listed":
-        return f"{entry.zone} lists everything (it has {entry.control_entry}, which no list has): it is dead."
+        return f"{entry.zone} lists everything (it has {entry.control_entry}, which no list has): it is dead.", discerns
     if found.status == "not_listed":
-        return f"{entry.zone} lacks its own test entry ({entry.test_entry}): it is dead, or gives us no answers."
-    return found.problem or lacking.problem
+        dead = f"{entry.zone} lacks its own test entry ({entry.test_entry}): it is dead, or gives us no answers."
+        return dead, discerns
+    return found.problem or lacking.problem, discerns
 
 
-async def _result(ask: Ask, entry: Blocklist, problem: str | None, target: str) -> Fact:
+async def _result(ask: Ask, entry: Blocklist, problem: str | None, discerns: bool, target: str) -> Fact:
     question = entry.question(target)
     reading = read(entry, await ask(question, "A"))
-    if problem and (reading.status != "listed" or "lists everything" in problem):
+    if problem and not (reading.status == "listed" and discerns):
         reading = Reading("unavailable", reading.codes, problem=problem)
     fact: Fact = {
         "target": target,

@@ -257,7 +257,7 @@ class _Checks:
         return {
             **fact,
             "status": "ok",
-            "policy": policy.subdomain_policy if organisation else policy.policy,
+            "policy": await self._policy_for(name, policy, ask) if organisation else policy.policy,
             "alignment": {"dkim": policy.dkim_alignment, "spf": policy.spf_alignment},
             "percent": policy.percent,
             "testing": policy.testing,
@@ -265,6 +265,15 @@ class _Checks:
             "rua_to_inbox": self._to_inbox(policy.rua),
             "differs": await self._dmarc_differs(name, records[0], ask),
         }
+
+    async def _policy_for(self, name: str, policy: dmarc.Policy, ask: Ask) -> str | None:
+        """The organisational domain's policy for a name below it; None when it hangs on what DNS does not say."""
+        if policy.nonexistent_policy == policy.subdomain_policy:
+            return policy.subdomain_policy
+        answer = await ask(name, "TXT")
+        if not answer.known:
+            return None
+        return policy.nonexistent_policy if answer.status == "no_name" else policy.subdomain_policy
 
     def _to_inbox(self, rua: Iterable[str]) -> bool | None:
         """Whether reports go to the deployment's inbox for them; None where its mail domains are not known."""
@@ -383,7 +392,10 @@ def _spf_result(verdict: spf.Verdict) -> Fact:
 
 def _spf_status(name: str, fact: Mapping[str, Any], verdicts: Sequence[spf.Verdict]) -> Fact:
     """Status and problem from the verdicts on our addresses (all but the last) and on the stranger (the last)."""
-    broken = next((verdict for verdict in verdicts if verdict.result == "permerror"), None)
+    # A receiver stops at the first match, so an error behind it is met by strangers only. Without an address of ours
+    # the stranger's evaluation is all there is.
+    ours = verdicts[:-1] or verdicts
+    broken = next((verdict for verdict in ours if verdict.result == "permerror"), None)
     if broken:
         return {"status": "invalid", "problem": f"the SPF record of {name} cannot be evaluated: {broken.problem}"}
     uncovered = [ip for ip, covered in fact["covers"].items() if covered is False]

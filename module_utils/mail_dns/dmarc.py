@@ -21,10 +21,14 @@ POLICIES = ("none", "quarantine", "reject")
 
 @dataclass(frozen=True)
 class Policy:
-    """A domain's policy. C(testing): receivers are asked not to apply it yet."""
+    """A domain's policy. C(testing): receivers are asked not to apply it yet.
+
+    C(nonexistent_policy): for subdomains that DNS does not know at all (np, of the successor).
+    """
 
     policy: str
     subdomain_policy: str
+    nonexistent_policy: str
     dkim_alignment: str
     spf_alignment: str
     percent: int
@@ -48,10 +52,13 @@ def parse_policy(text: str) -> Policy:
             raise ValueError(f"p={policy[:20] or '(nothing)'} is no policy")
         policy = "none"
     subdomain = tags.get("sp", policy).lower()
+    subdomain = subdomain if subdomain in POLICIES else policy
+    nonexistent = tags.get("np", subdomain).lower()
     percent = tags.get("pct", "100")
     return Policy(
         policy=policy,
-        subdomain_policy=subdomain if subdomain in POLICIES else policy,
+        subdomain_policy=subdomain,
+        nonexistent_policy=nonexistent if nonexistent in POLICIES else subdomain,
         dkim_alignment="strict" if tags.get("adkim", "r").lower() == "s" else "relaxed",
         spf_alignment="strict" if tags.get("aspf", "r").lower() == "s" else "relaxed",
         percent=int(percent) if re.fullmatch(r"\d{1,2}|100", percent, re.ASCII) else 100,

@@ -194,11 +194,17 @@ async def _mx_matches(state: _State, target: str, mechanism: Mechanism) -> bool:
 async def _ptr_matches(state: _State, target: str) -> bool:
     answer = await state.look(state.ip.reverse_pointer, "PTR")
     rtype = "A" if state.ip.version == 4 else "AAAA"
+    wanted = target.rstrip(".").lower()
+    silent: Answer | None = None
     for name in answer.records[:MAX_PTR]:
-        if name == target.lower() or name.endswith("." + target.lower()):
+        if name == wanted or name.endswith("." + wanted):
             forward = await state.ask(name, rtype)
             if any(_within(state.ip, text, state.ip.max_prefixlen) for text in forward.records):
                 return True
+            silent = silent or (None if forward.known else forward)
+    # RFC 7208, 5.5 skips names that DNS does not answer for. That our resolver is silent says nothing of a receiver's.
+    if silent:
+        raise SpfError("temperror", silent.sentence().rstrip("."))
     return False
 
 

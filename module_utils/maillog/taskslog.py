@@ -37,7 +37,7 @@ _SUPERVISOR = re.compile(
     r"(?: \((?:exit status (?P<status>\d+)|terminated by (?P<signal>\w+)))?"
 )
 _SIGNED = re.compile(r"(?P<id>\w+): DKIM-Signature field added \(s=[^,)]*, d=(?P<domain>[^,)]+)\)")
-_NO_MATCH = re.compile(r"\w+: no signing table match for '[^']*@(?P<domain>[^'@]+)'")
+_NO_MATCH = re.compile(r"\w+: no signing table match for '.*@(?P<domain>[^'@]+)'")
 _KEY_ERROR = re.compile(r"signing table references unknown key|error loading key|can't load key")
 _PIN = re.compile(r"(?:heartbeat: \S+ pinned to |\S+ -> |resolve empty; keeping pin \()(?P<ip>[0-9a-fA-F.:]+)")
 # What the AWS client, makemap and the shell say when a scan or a rebuild fails; anything else is somebody's chatter.

@@ -9,6 +9,7 @@ over IMAP (imap down = none), and come from an allow list of reporters only: no 
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
@@ -19,6 +20,8 @@ from .shape import when
 MAX_SOURCES = 50
 MAX_DOMAINS = 20
 MAX_REPORTERS = 20
+#: Digits of a number that is taken for one.
+MAX_DIGITS = 15
 
 #: Messages that passed and that failed, by source, domain and reporter.
 Cells = Mapping[tuple[str, str, str], tuple[int, int]]
@@ -60,17 +63,18 @@ class DmarcSummary:
         for item in items:
             row = {name: str((value or {}).get("S", "")) for name, value in item.items()}
             ended = _number(row.get("date_end"))
-            if ended is None:
+            # A report on time to come is a reporter's mistake (milliseconds, a wrong clock): it says nothing of ours.
+            if ended is None or ended > self._last:
                 continue
             self._newest = max(self._newest or 0, ended)
-            if not self._before <= ended <= self._last:
+            if ended < self._before:
                 continue
             current = ended >= self._first
             self._rows += current
             passed = "pass" in (row.get("dkim_result"), row.get("spf_result"))
-            key = (row.get("source_ip", ""), row.get("header_from", "").lower(), row.get("org_name", ""))
+            key = (_address(row.get("source_ip", "")), row.get("header_from", "").lower(), row.get("org_name", ""))
             cells = self._cells if current else self._cells_before
-            cells[key][0 if passed else 1] += int(_number(row.get("count")) or 1)
+            cells[key][0 if passed else 1] += _count(row.get("count"))
 
     def summary(self) -> dict[str, Any]:
         """Return the section's fields as far as read; what hangs on which sources are ours is for C(with_ours)."""
@@ -89,7 +93,7 @@ def with_ours(facts: Mapping[str, Any], ours: Collection[str] | None) -> dict[st
     ours: our outbound addresses; None where they are not known: then own and foreign mail cannot be told apart.
     """
     cells, before = facts["cells"], facts["cells_before"]
-    own = None if ours is None else set(ours)
+    own = None if ours is None else {_address(text) for text in ours}
     sources = _sources(cells, own)
     kept = {name: value for name, value in facts.items() if not name.startswith("cells")}
     return {
@@ -164,4 +168,18 @@ def _source(source: str, counts: Mapping[tuple[str, int], int], reporters: int, 
 
 
 def _number(text: str | None) -> float | None:
-    return float(text) if text and text.isascii() and text.isdigit() else None
+    return float(text) if text and text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+
+
+def _count(text: str | None) -> int:
+    """Messages of a row; a row that does not say how many is one at least."""
+    number = _number(text)
+    return 1 if number is None else int(number)
+
+
+def _address(text: str) -> str:
+    """An address in one form: reporters write IPv6 in full, in capitals and shortened."""
+    try:
+        return str(ipaddress.ip_address(text.strip()))
+    except ValueError:
+        return text

@@ -199,7 +199,7 @@ def test_states_of_a_domain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("state", "status"),
-    [("active", "missing"), ("suspended", "absent_by_design"), ("absent", "absent_by_design"), (None, "missing")],
+    [("active", "missing"), ("suspended", "absent_by_design"), ("absent", "absent_by_design"), (None, "unavailable")],
 )
 def test_records_of_suspended_addresses_are_gone_by_design(
     triage: dict[str, Any], state: str | None, status: str
@@ -208,6 +208,23 @@ def test_records_of_suspended_addresses_are_gone_by_design(
     section = deliverability(triage, checked(spf="missing"), known, CONTROL, 20)
     assert section["domains"][0]["spf"]["status"] == status
     assert section["domains"][0]["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("published", "status"),
+    [
+        ({"record": "v=spf1 include:elsewhere.example -all", "differs": "it differs", "status": "fail"}, "unavailable"),
+        ({"record": "v=spf1 include:c.example ~all", "differs": None, "status": "ok"}, "missing"),
+    ],
+)
+def test_without_the_table_only_what_looks_like_ours_is_accused(
+    triage: dict[str, Any], published: dict[str, Any], status: str
+) -> None:
+    dns = checked()
+    dns["domains"][0] |= {"spf": published, "dkim": {"status": "missing", "problem": "no key"}}
+    (row,) = deliverability(triage, dns, None, CONTROL, 20)["domains"]
+    assert row["dkim"]["status"] == status
+    assert row["spf"]["status"] != "fail"
 
 
 def test_by_design_covers_nothing_but_absence(triage: dict[str, Any]) -> None:

@@ -163,6 +163,23 @@ def test_an_undocumented_test_entry_does_not_hide_a_listing(zone: Zone, lists: C
     assert lists(IPS)["results"][0]["status"] == "listed"
 
 
+@pytest.mark.parametrize("control", ["silent", "servfail", ["127.0.0.99"]])
+def test_a_list_that_may_hold_everything_accuses_nobody(
+    zone: Zone, lists: Callable[..., dict[str, Any]], control: list[str] | str
+) -> None:
+    zone[("1.0.0.127.bl.example", "A")] = control
+    zone[(entry_of(IP), "A")] = ["127.0.0.2"]
+    assert lists(IPS, timeout=0.15)["results"][0]["status"] == "unavailable"
+
+
+def test_a_code_that_is_not_documented_does_not_undo_a_listing(
+    zone: Zone, lists: Callable[..., dict[str, Any]]
+) -> None:
+    zone[(entry_of(IP), "A")] = ["127.0.0.2", "127.0.0.99"]
+    (row,) = lists(IPS)["results"]
+    assert (row["status"], row["codes"]) == ("listed", ["127.0.0.2"])
+
+
 def test_what_lists_do_not_say_does_not_blur_our_own_records(zone: Zone, check: Check) -> None:
     section = check(blocklists=[IPS])
     assert (section["status"], section["blocklists"]["status"]) == ("complete", "unavailable")

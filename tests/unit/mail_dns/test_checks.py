@@ -273,6 +273,28 @@ def test_without_outbound_addresses_spf_is_not_called_in_order(check: Check) -> 
     assert "not known" in spf["problem"]
 
 
+@pytest.mark.parametrize(("txt_of_name", "policy"), [(None, "reject"), ([txt("hello")], "none"), ("servfail", None)])
+def test_a_name_that_dns_does_not_know_has_the_policy_of_its_own(
+    zone: Zone, check: Check, txt_of_name: list[str] | str | None, policy: str | None
+) -> None:
+    for key in [key for key in zone if key[0] == NEWS or key[0].endswith("." + NEWS)]:
+        del zone[key]
+    if txt_of_name:
+        zone[(NEWS, "TXT")] = txt_of_name
+    zone[("_dmarc.harborlight.example", "TXT")] = [txt("v=DMARC1; p=quarantine; sp=none; np=reject")]
+    assert row(check())["dmarc"]["policy"] == policy
+
+
+def test_an_error_behind_the_term_that_covers_us_does_not_reach_us(zone: Zone, check: Check) -> None:
+    includes = " ".join(f"include:i{number}.example" for number in range(11))
+    zone.update({(f"i{number}.example", "TXT"): [txt("v=spf1 -all")] for number in range(11)})
+    zone[(NEWS, "TXT")] = [txt(f"v=spf1 ip4:{IP} {includes} ~all")]
+    assert row(check())["spf"]["status"] == "ok"
+    zone[(NEWS, "TXT")] = [txt(f"v=spf1 {includes} ip4:{IP} ~all")]
+    assert row(check())["spf"]["status"] == "invalid"
+    assert "more than 10" in row(check(addresses=[]))["spf"]["problem"]
+
+
 def test_dmarc_of_the_parent_unknown_is_not_missing(zone: Zone, check: Check) -> None:
     del zone[(f"_dmarc.{NEWS}", "CNAME")]
     zone[("_dmarc.harborlight.example", "TXT")] = "servfail"

@@ -144,3 +144,15 @@ def test_no_record_raises(text: str) -> None:
         "permerror",
         "temperror",
     )
+
+
+@pytest.mark.parametrize(("record", "result"), [("ptr:example.com.", "pass"), ("ptr:example.com", "pass")])
+def test_a_target_may_end_in_a_dot(record: str, result: str) -> None:
+    assert evaluated(f"v=spf1 {record} -all", "192.0.2.65").result == result
+
+
+def test_a_ptr_name_that_dns_is_silent_about_is_unknown() -> None:
+    extra = {("99.2.0.192.in-addr.arpa", "PTR"): ["silent.example.com"]}
+    # Names that the mechanism does not ask for decide nothing.
+    assert evaluated("v=spf1 ptr:example.org -all", "192.0.2.99", extra).result == "fail"
+    assert evaluated("v=spf1 ptr:silent.example.com -all", "192.0.2.99", extra).result == "temperror"
