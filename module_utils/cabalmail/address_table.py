@@ -65,6 +65,8 @@ class AddressTable:
         user = str(row.get("user") or "")
         if not user.strip():
             self._problem(address.decode(), key, "empty_user", examples)
+        # White space around it is no part of a name: makemap skips it in front, sendmail behind.
+        user = user.strip()
         names = user.split("/")
         if subdomain and len(names) > 1:
             user = "_".join(sorted(names))

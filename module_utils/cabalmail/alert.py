@@ -92,6 +92,11 @@ def read_payload(body: Any) -> list[Alert]:
     """The alerts of a decoded webhook body; raises AlertError where it is malformed."""
     if not isinstance(body, Mapping):
         raise _malformed("it is not a JSON object")
+    if str(body.get("source")).startswith("healthchecks/"):
+        raise AlertError(
+            f"triage_payload is a notice of Healthchecks ({shown(body['source'])}), which carries no time and no"
+            f" fingerprint: run with -e triage_alert={HEARTBEAT} instead."
+        )
     if body.get("version") != "4":
         raise _malformed(f"its version is {shown(body.get('version'))}, not '4'")
     alerts = body.get("alerts")

@@ -170,15 +170,17 @@ def _lacking_view(failure: Failure, position: int, table: AddressTable, world: W
     views = world.of(tier, path)
     lacking = [view for view in views if failure.mark not in view.found]
     if lacking:
-        tasks = tuple(view.task for view in lacking)
-        fresh = not any(view.stale for view in lacking)
-        if fresh and all(too_new(table.requested[position], view, world.limits) for view in lacking):
+        # A sibling that lags by design stands beside a stale task and is not named with it.
+        requested, limits = table.requested[position], world.limits
+        wrong = [view for view in lacking if view.stale or not too_new(requested, view, limits)]
+        tasks = tuple(view.task for view in wrong or lacking)
+        if not wrong:
             return Judgement("lag", "the address is newer than the map: the next build brings it", path, tasks)
         return Judgement(STALE[tier], f"{tier}'s {Path(path).name} lacks an address that the table has", path, tasks)
     user = table.users[position]
-    wrong = tuple(view.task for view in views if path == VIRTUSERTABLE and view.found[failure.mark] != user)
-    if wrong:
-        return Judgement(STALE[tier], f"{tier}'s virtusertable names another user", path, wrong)
+    other = tuple(view.task for view in views if path == VIRTUSERTABLE and view.found[failure.mark] != user)
+    if other:
+        return Judgement(STALE[tier], f"{tier}'s virtusertable names another user", path, other)
     return None
 
 

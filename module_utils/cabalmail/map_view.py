@@ -141,13 +141,27 @@ def read_task(
         built = epoch((files.get(f"{path}.db") or {}).get("mtime"))
         stale = None if age is None or path == ALIASES else age > limits.stale_after_seconds
         view = MapView(tier, str(entry.get("task")), path, stale, built)
-        _read_map(view, probe, table, wanted, limits)
+        text_age = (files.get(path) or {}).get("age_seconds")
+        # Written after the .db, the text is not what sendmail reads: makemap has failed since, or is under way.
+        ahead = age is not None and text_age is not None and text_age < age
+        _read_map(view, probe, table, wanted, limits, text_stands=not ahead)
         views.append(view)
     return views
 
 
-def _read_map(view: MapView, probe: Probe, table: AddressTable | None, wanted: frozenset[int], limits: Limits) -> None:
-    """Compare the map's .db, else its text; where both are there, whether they differ. One at a time is unpacked."""
+def _read_map(
+    view: MapView,
+    probe: Probe,
+    table: AddressTable | None,
+    wanted: frozenset[int],
+    limits: Limits,
+    *,
+    text_stands: bool,
+) -> None:
+    """Compare the map's .db, else its text, where that stands for it; where both are there, whether they differ.
+
+    One at a time is unpacked.
+    """
     dump = probe.section("db", f"{view.path}.db")
     checksum = None
     if dump and dump.good:
@@ -156,6 +170,8 @@ def _read_map(view: MapView, probe: Probe, table: AddressTable | None, wanted: f
     del dump
     text = probe.section("text", view.path) if view.path != ALIASES else None
     if text is None or not text.good:
+        return
+    if checksum is None and not text_stands:
         return
     if checksum is None:
         compare_map(view, text, table, wanted, limits)

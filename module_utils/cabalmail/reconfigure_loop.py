@@ -26,6 +26,8 @@ CURED_BY_RESTART = ("dead", "hung")
 MAKEMAP_FAILED = 65
 #: `Done.` comes so soon after the map was built that both tell of one pass.
 SAME_PASS_SECONDS = 120
+#: The line about a pass's ping comes this long after its `Done.` at the latest (curl is given seconds).
+PING_LINE_SECONDS = 60
 _AWS_ERROR = re.compile(
     r"An error occurred|Throttl|ProvisionedThroughput|RequestLimit|AccessDenied|not authorized|ExpiredToken"
     r"|Unable to locate credentials|Could not connect|endpoint URL|timed? ?out",
@@ -76,6 +78,9 @@ def from_container(entry: Facts, limits: LoopLimits) -> Answer:
     stale_after = limits.maps.stale_after_seconds
     oldest = max(ages["db"], default=None)
     since = _built(entry, oldest)
+    if loop.get("process") == "dead" and entry.get("supervisord_running") is False:
+        # supervisord replaces the entrypoint, which makes users and maps first, and a container does not outlive it.
+        return Answer("unknown", "the task is still starting: supervisord, which starts the loop, does not run yet")
     if loop.get("process") == "dead":
         return Answer("dead", f"no reconfigure process in the task{_ages_in_words(oldest)}", since)
     if loop.get("process") != "alive":
@@ -202,9 +207,12 @@ def from_log(view: LogView, limits: LoopLimits) -> Answer:
         if watched <= limits.maps.stale_after_seconds:
             return Answer("unknown", f"its log was watched for {minutes(max(0, watched))}, less than one interval")
         return Answer("unknown", "no line of it")
-    if view.heartbeat is not False and loop.get("pings_failed") and _ping_missing(loop, done):
+    # What is read ends between the last pass and the line about its ping: it says nothing of that ping.
+    awaited = view.now - done < PING_LINE_SECONDS
+    if view.heartbeat is not False and loop.get("pings_failed") and _ping_missing(loop, done, limits, awaited=awaited):
         return Answer("no_ping", f"it completes its passes and {loop['pings_failed']} pings failed", since)
-    if view.heartbeat and loop.get("dones") and not loop.get("pings_sent") and not loop.get("pings_failed"):
+    judged = (loop.get("dones") or 0) - awaited
+    if view.heartbeat and judged > 0 and not loop.get("pings_sent") and not loop.get("pings_failed"):
         return Answer("no_ping", "it completes its passes and sends no ping: it has no usable ping address", since)
     return Answer("healthy", f"last completed pass {minutes(max(0, view.now - done))} ago", since)
 
@@ -233,9 +241,11 @@ def _started_anew(loop: Facts, exits: Sequence[Exit], now: float, limits: LoopLi
     return f"it was ended by {exits[-1].signal} and started anew {minutes(age)} ago; its next pass is yet to come"
 
 
-def _ping_missing(loop: Facts, done: float) -> bool:
+def _ping_missing(loop: Facts, done: float, limits: LoopLimits, *, awaited: bool) -> bool:
+    """Whether the last pass whose ping must be known by now sent none; before an awaited one that is a pass earlier."""
     last = epoch(loop.get("last_ping"))
-    return last is None or last < done - 60
+    earlier = limits.maps.stale_after_seconds if awaited else 0
+    return last is None or last < done - PING_LINE_SECONDS - earlier
 
 
 def _failing(errors: Sequence[Facts], status: int | None, since: str | None) -> Answer:
@@ -466,7 +476,9 @@ def _deaf_tiers(
         coverage = (tiers.get(tier) or {}).get("coverage") or {}
         lines = (tiers.get(tier) or {}).get("tasks") or {}
         loops = [(lines.get(row["task"]) or {}).get("loop") or {} for row in tasks if row["tier"] == tier]
-        heard = any(loop.get("messages") or loop.get("periodic_only") for loop in loops)
+        # Any task of the tier may have taken the message, one that has gone since as well.
+        ears = [(each or {}).get("loop") or {} for each in lines.values()]
+        heard = any(loop.get("messages") or loop.get("periodic_only") for loop in ears)
         later = all((epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
         # A task that started after the change was never to hear of it: the one that it replaced did.
         there = all((epoch(row["started_at"]) or end) < changed for row in tasks if row["tier"] == tier)

@@ -556,7 +556,8 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     part = section(triage, "reconfigure_loop")
     if not usable(part):
         keys = (*STUCK_STATES, "no_ping", "stuck", "stuck_tasks", "healthy_tiers", "unknown", "tasks_of_tier")
-        return dict.fromkeys((*keys, "disagreements", "backlog", "rotated", "ping_missed", "silent", "last_ping"))
+        more = ("disagreements", "backlog", "rotated", "ping_missed", "silent", "last_ping")
+        return dict.fromkeys((*keys, *more, "heartbeat_exists", "sync_users"))
     tasks = part.get("tasks") or []
     result: dict[str, Any] = {state: by_tier(tasks, state) for state in (*STUCK_STATES, "no_ping")}
     result["stuck"] = sorted({row["tier"] for row in tasks if row.get("state") in STUCK_STATES})
@@ -582,6 +583,18 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     result["ping_missed"] = heartbeat.get("missed")
     result["silent"] = heartbeat.get("silent_tasks")
     result["last_ping"] = heartbeat.get("last_ping")
+    result["heartbeat_exists"] = heartbeat.get("exists")
+    running = {row["task"] for row in tasks}
+    # What a task that has gone met at its start is over.
+    errors = [row for row in part.get("sync_users_errors") or [] if row["task"] in running]
+    result["sync_users"] = [
+        {
+            "tier": tier,
+            "tasks": [row["task"] for row in errors if row["tier"] == tier],
+            "lines": sum(row["lines"] for row in errors if row["tier"] == tier),
+        }
+        for tier in sorted({row["tier"] for row in errors})
+    ]
     return result
 
 
@@ -616,8 +629,8 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     errors = reason_counts(log["bounces"].get("reasons") or [])["local_error"] if log else None
     deferred = reason_counts((log.get("deferrals") or {}).get("reasons") or [])["local_error"] if log else None
     if not usable(part):
-        keys = ("missing_users", "unwritable", "disk_full", "disk_full_elsewhere", "stray_mail")
-        return {**dict.fromkeys(keys), "errors": errors, "deferred": deferred}
+        keys = ("missing_users", "unwritable", "disk_full", "disk_full_elsewhere", "stray_mail", "home_on_efs")
+        return {**dict.fromkeys(keys), "errors": errors, "deferred": deferred, "said": []}
     disks = part.get("disk_full")
     return {
         "missing_users": part.get("missing_users"),
@@ -627,8 +640,10 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
             [row for row in disks if row.get("tier") != "imap"] if disks is not None else None
         ),
         "stray_mail": part.get("stray_mail"),
+        "home_on_efs": part.get("home_on_efs"),
         "errors": errors,
         "deferred": deferred,
+        "said": [str(row.get("text")) for row in (part.get("procmail_errors") or [])[:3]],
     }
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import re
 import tracemalloc
 from datetime import timedelta
 from pathlib import Path
@@ -437,3 +439,42 @@ def test_memory_grows_by_little_more_than_a_digest_an_address(world: Any) -> Non
     tracemalloc.stop()
     assert {row["missing"] for row in found["tasks"] if row["map"].endswith("access")} == {0}
     assert peak / count < 1000
+
+
+def test_a_sibling_that_lags_is_not_named_with_the_stale_one(world: Any) -> None:
+    world.row(NEW, ago=timedelta(minutes=6))
+    without_new = without(world.right_maps("smtp-in"), NEW)
+    world.task("smtp-in", without_new, age=700)
+    stuck = world.task("smtp-in", without_new, age=HOURS)
+    world.task("imap")
+    world.failed(NEW, tier="smtp-in", code="5.2.1")
+    (example,) = world.section()["recipients"]["examples"]
+    assert (example["state"], example["tasks"]) == ("stale_smtp_in", [stuck])
+
+
+def _without_dumps(world: Any) -> None:
+    """makemap is not there: every dump ends with 127."""
+    for name in (entry["task"] for entry in world.tasks):
+        path = world.folder / f"{name}.out"
+        failed = base64.b64encode(b"\n\t#status 127\n").decode()
+        path.write_text(re.sub(r"(begin db .*\n)[^\n]*(\nend db)", rf"\g<1>{failed}\g<2>", path.read_text()))
+
+
+@pytest.mark.parametrize(("text_age", "state"), [(60, "unknown"), (700, "in_order")])
+def test_a_text_that_is_newer_than_the_db_does_not_stand_for_it(world: Any, text_age: float, state: str) -> None:
+    """Where makemap fails, sendmail goes on with the old .db: the text clears nobody."""
+    world.row(NEW, ago=timedelta(hours=2))
+    world.task("smtp-in")
+    world.task("imap", age=700, text_age=text_age)
+    _without_dumps(world)
+    world.failed(NEW, time=None)
+    assert world.state() == state
+
+
+def test_white_space_around_a_user_is_no_other_user(world: Any) -> None:
+    world.row("eve@s.harborlight.example", "alice ")
+    imap = world.task("imap")
+    world.task("smtp-in")
+    section = world.section()
+    row = next(row for row in section["tasks"] if row["task"] == imap and row["map"].endswith("virtusertable"))
+    assert (row["wrong_user"], row["missing"]) == (0, 0)

@@ -267,3 +267,13 @@ def test_the_deferred_spike_has_its_own_window_threshold_and_runbook() -> None:
         "hold_minutes": 15,
     }
     assert section["runbook"] == "sendmail-deferred-spike.md"
+
+
+def test_healthchecks_own_notice_is_told_how_to_run() -> None:
+    body = {
+        "summary": "Missed heartbeat: ecs-reconfigure",
+        "severity": "critical",
+        "source": "healthchecks/ecs-reconfigure",
+    }
+    with pytest.raises(page.AlertError, match="triage_alert=heartbeat-ecs-reconfigure"):
+        page.read_payload(body)

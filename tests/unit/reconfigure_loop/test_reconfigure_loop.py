@@ -439,3 +439,31 @@ def test_nothing_known_is_unavailable() -> None:
         [],
         ["no running task is known"],
     )
+
+
+def test_a_task_that_is_still_starting_has_no_dead_loop() -> None:
+    """The entrypoint makes users and maps before supervisord takes its place; until then no loop is due."""
+    entry = {**container(process="dead"), "supervisord_running": False}
+    row = answer(entry, started=60)
+    assert (row["state"], row["stuck"], row["cure"]) == ("unknown", None, "none")
+    assert answer({**entry, "supervisord_running": True}, started=60)["state"] == "dead"
+    # One that starts for an hour hangs at something: its silent log says so.
+    assert answer(entry, started=4000)["state"] == "hung"
+
+
+def test_a_pass_whose_ping_is_yet_to_come_lacks_none() -> None:
+    """The window may end between `Done.` and the line about the ping."""
+    exists = {"exists": True, "last_modified": ago(100000)}
+    first = {"starts": 1, "dones": 1, "pings_sent": 0, "last_ping": None}
+    assert answer(container(), lines(done=2, **first), heartbeat=exists)["state"] == "healthy"
+    assert answer(container(), lines(done=70, **first), heartbeat=exists)["state"] == "no_ping"
+    once = {"pings_sent": 2, "pings_failed": 1}
+    assert answer(container(), lines(done=2, last_ping=ago(902), **once), heartbeat=exists)["state"] == "healthy"
+    assert answer(container(), lines(done=2, last_ping=ago(2700), **once), heartbeat=exists)["state"] == "no_ping"
+
+
+def test_a_message_taken_by_a_task_that_has_gone_was_heard() -> None:
+    triage = facts(container(), lines(messages=0), newest=1500)
+    triage["tiers"]["by_tier"]["smtp-in"]["tasks"]["b" * 32] = lines(messages=1)
+    (row,) = reconfigure_loop(triage, LoopLimits())["tasks"]
+    assert row["state"] == "healthy"

@@ -78,3 +78,42 @@ def test_siblings_that_were_not_seen_are_not_called_healthy(triage: Triage, tabl
     assert "1 of 3 tasks)" in found["summary"]
     assert "the others go on" in found["next_actions"][0]["text"]
     assert found["remedy"]["tasks"] == [SMTP_IN]
+
+
+def siblings_of(triage: Triage, state: str, sources: list[str]) -> list[str]:
+    """Three tasks of smtp-in, two of them in that state."""
+    rows = [row for row in triage["reconfigure_loop"]["tasks"] if row["tier"] != "smtp-in"]
+    names = [letter * 32 for letter in "def"]
+    rows += [{"tier": "smtp-in", "task": name, "state": "healthy", "sources": ["exec", "logs"]} for name in names]
+    for row in rows[-2:]:
+        row.update(state=state, sources=sources)
+    triage["reconfigure_loop"]["tasks"] = rows
+    return names
+
+
+@pytest.mark.parametrize("state", ["dead", "hung"])
+def test_the_commands_reach_every_stuck_task_and_no_other(
+    state: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    healthy, *stuck = siblings_of(triage, state, ["exec", "logs"])
+    for action in actions(triage, table, options, f"reconfigure.{state}"):
+        if action["command"]:
+            assert all(f"--task {name} " in action["command"] for name in stuck)
+            assert healthy not in action["command"]
+
+
+def test_where_exec_is_denied_nobody_is_sent_into_the_container(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    siblings_of(triage, "hung", ["logs"])
+    told = actions(triage, table, options, "reconfigure.hung")
+    assert not any("execute-command" in (action["command"] or "") for action in told)
+    assert "stop-task" in told[0]["command"]
+
+
+def test_homes_off_efs_are_named_where_a_maildir_is_missing(triage: Triage, table: list[Any], options: Triage) -> None:
+    BAD["imap.maildir_unwritable"](triage)
+    for known, said in ((False, True), (True, False), (None, False)):
+        triage["local_delivery"]["home_on_efs"] = known
+        words = " ".join(action["text"] for action in actions(triage, table, options, "imap.maildir_unwritable"))
+        assert ("no NFS mount" in words) is said

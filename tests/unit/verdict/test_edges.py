@@ -114,3 +114,21 @@ def test_one_condition_that_fails_settles_it_whatever_else_is_unknown(
 def test_the_stuck_task_is_the_one_that_is_named(triage: Triage, table: list[Any], options: Triage) -> None:
     smtp_in_stale(triage)
     assert SMTP_IN in judged(triage, table, options)["smtp_in.stale_map"]["reproduce"][0]
+
+
+def test_a_missing_ping_address_is_a_fault_only_where_somebody_pages_about_it(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    triage["reconfigure_loop"]["heartbeat"].update(exists=False)
+    assert "heartbeat.missing" not in judged(triage, table, options)
+    triage["alert"].update(name="heartbeat-ecs-reconfigure")
+    found = judged(triage, table, options)
+    assert "heartbeat.missing" in found
+    assert "none.loops_healthy" not in found
+    triage["reconfigure_loop"]["heartbeat"].update(exists=None)
+    assert "heartbeat.missing" not in judged(triage, table, options)
+
+
+def test_errors_of_a_task_that_has_gone_accuse_nobody(triage: Triage, options: Triage) -> None:
+    triage["reconfigure_loop"]["sync_users_errors"] = [{"tier": "imap", "task": "9" * 32, "lines": 2}]
+    assert build_signals(triage, options)["loops"]["sync_users"] == []

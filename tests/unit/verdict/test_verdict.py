@@ -275,6 +275,22 @@ def about_the_heartbeat(triage: Triage) -> None:
     triage["alert"].update(name="heartbeat-ecs-reconfigure")
 
 
+def ping_address_gone(triage: Triage) -> None:
+    about_the_heartbeat(triage)
+    triage["reconfigure_loop"]["heartbeat"].update(exists=False)
+
+
+def users_not_read(triage: Triage) -> None:
+    triage["reconfigure_loop"]["sync_users_errors"] = [{"tier": "imap", "task": IMAP, "lines": 2}]
+
+
+def local_errors(triage: Triage) -> None:
+    log = triage["tiers"]["by_tier"]["imap"]
+    log["bounces"]["reasons"] = [{"reason": "local_error", "fault": "us", "recipients": 8}]
+    log["bounces"].update(recipients=8, lines=8)
+    triage["local_delivery"]["procmail_errors"] = [{"text": "Unknown mailer error 73", "recipients": 8}]
+
+
 def unseen(triage: Triage) -> None:
     blind(triage)
     refused_at_imap(triage, "5.3.0", "reject_553", 9)
@@ -389,6 +405,9 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "reconfigure.disagreement": disagreement,
     "reconfigure.backlog": backlog,
     "heartbeat.rotated": rotated,
+    "heartbeat.missing": ping_address_gone,
+    "imap.local_errors": local_errors,
+    "imap.users_not_read": users_not_read,
     "imap.stray_mail": stray_mail,
     "imap.missing_user": missing_user,
     "imap.maildir_unwritable": unwritable,
@@ -446,6 +465,9 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "reconfigure.disagreement": ("reconfigure_loop",),
     "reconfigure.backlog": ("reconfigure_loop",),
     "heartbeat.rotated": ("reconfigure_loop",),
+    "heartbeat.missing": ("reconfigure_loop",),
+    "imap.local_errors": TIERS,
+    "imap.users_not_read": ("reconfigure_loop",),
     "imap.stray_mail": ("local_delivery",),
     "imap.planned_roll": ("environment",),
     "imap.failed_deployment": ("environment",),
