@@ -11,7 +11,7 @@ is found from its log alone, though a loop that is silent may then be dead as we
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -351,7 +351,7 @@ def reconfigure_loop(triage: Facts, limits: LoopLimits) -> dict[str, Any]:
         "queues": _queues(environment, limits),
         "throttled_reads": throttled,
         "sync_users_errors": _sync_users_errors(tiers),
-        "heartbeat": _heartbeat(parameter, tasks, window, limits),
+        "heartbeat": _heartbeat(parameter, tasks, tiers, window, limits),
         "interval_seconds": limits.maps.interval_seconds,
         "stale_after_seconds": limits.maps.stale_after_seconds,
     }
@@ -477,7 +477,7 @@ def _deaf_tiers(
         lines = (tiers.get(tier) or {}).get("tasks") or {}
         loops = [(lines.get(row["task"]) or {}).get("loop") or {} for row in tasks if row["tier"] == tier]
         # Any task of the tier may have taken the message, one that has gone since as well.
-        ears = [(each or {}).get("loop") or {} for each in lines.values()]
+        ears = [each.get("loop") or {} for each in _tasks_of(tiers.get(tier) or {})]
         heard = any(loop.get("messages") or loop.get("periodic_only") for loop in ears)
         later = all((epoch(loop.get("last_done")) or 0) > changed and loop.get("fallbacks") for loop in loops)
         # A task that started after the change was never to hear of it: the one that it replaced did.
@@ -522,25 +522,45 @@ def _sync_users_errors(tiers: Mapping[str, Facts]) -> list[dict[str, Any]]:
     ]
 
 
+def _tasks_of(log: Facts) -> list[Facts]:
+    return [lines or {} for lines in (log.get("tasks") or {}).values()]
+
+
 def _heartbeat(
-    parameter: Facts, tasks: Iterable[Facts], window: tuple[float | None, float | None], limits: LoopLimits
+    parameter: Facts,
+    rows: Sequence[Facts],
+    tiers: Mapping[str, Facts],
+    window: tuple[float | None, float | None],
+    limits: LoopLimits,
 ) -> dict[str, Any]:
-    """The ping as Healthchecks sees it: one check for all tasks, missed only when all of them are silent."""
-    rows = list(tasks)
+    """The ping as Healthchecks sees it: one check for all tasks, missed only when all of them are silent.
+
+    What a task sent before another replaced it counts as well. Of a log that was not read whole no silence is known.
+    """
     changed = epoch(parameter.get("last_modified"))
-    pings = [ping for ping in (epoch(row["last_ping"]) for row in rows) if ping is not None]
+    sent = [(task.get("loop") or {}).get("last_ping") for log in tiers.values() for task in _tasks_of(log)]
+    pings = [ping for ping in map(epoch, sent) if ping is not None]
+    read = {tier for tier, log in tiers.items() if (log.get("coverage") or {}).get("status") == "complete"}
     start, end = window
     missed: bool | None = None
-    if pings and end is not None:
-        missed = end - max(pings) > limits.ping_seconds
+    if pings and end is not None and end - max(pings) <= limits.ping_seconds:
+        missed = False
     elif start is not None and end is not None and end - start > limits.ping_seconds:
-        missed = True if parameter.get("exists") and rows else None
+        missed = True if parameter.get("exists") and rows and read >= {row["tier"] for row in rows} else None
+    due = None if end is None else end - limits.maps.stale_after_seconds
     return {
         "exists": parameter.get("exists"),
         "last_modified": parameter.get("last_modified"),
         "last_ping": rfc3339(max(pings)) if pings else None,
         "missed": missed,
-        "silent_tasks": [row["task"] for row in rows if not row["last_ping"]],
+        # A task's first pass, and so its first ping, is due an interval after its start.
+        "silent_tasks": [
+            row["task"]
+            for row in rows
+            if not row["last_ping"]
+            and row["tier"] in read
+            and (due is None or (epoch(row["started_at"]) or 0.0) <= due)
+        ],
         # A task reads the parameter when it starts, and never again.
         "tasks_with_old_value": [
             {"tier": row["tier"], "task": row["task"]}

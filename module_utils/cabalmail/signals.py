@@ -678,6 +678,8 @@ def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
         "deferred_at_imap": refused,
         "imap_sendmail": imap_sendmail(triage),
         "sentinel_tasks": part.get("pin_sentinel") if usable(part) else None,
+        # Cloud Map hands these out, and no imap task has them.
+        "orphans": part.get("discovery_orphans") if usable(part) else None,
         "dns_missing": not_in_dns(part.get("imap_in_dns")) if usable(part) else None,
     }
 

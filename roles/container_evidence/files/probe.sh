@@ -244,6 +244,8 @@ memory
 people
 clock
 signing
+# Every task reads its queue, a shared one too: which of a tier's sessions will fail is not known, and none may cost the
+# tier its queue. The verdict takes one a tier and adds none up.
 have mailq && section mailq - limit 10 mailq -v
 maps
 clock

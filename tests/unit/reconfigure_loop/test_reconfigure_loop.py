@@ -462,6 +462,27 @@ def test_a_pass_whose_ping_is_yet_to_come_lacks_none() -> None:
     assert answer(container(), lines(done=2, last_ping=ago(2700), **once), heartbeat=exists)["state"] == "no_ping"
 
 
+def test_pings_of_tasks_that_were_replaced_count_and_young_ones_owe_none() -> None:
+    exists = {"exists": True, "last_modified": ago(900000)}
+    triage = facts(None, lines(done=None, last_ping=None), heartbeat=exists, window=5400, started=300)
+    found = reconfigure_loop(triage, LoopLimits())["heartbeat"]
+    assert (found["missed"], found["silent_tasks"]) == (True, [])
+    triage["tiers"]["by_tier"]["smtp-in"]["tasks"]["b" * 32] = lines(last_ping=ago(700))
+    found = reconfigure_loop(triage, LoopLimits())["heartbeat"]
+    assert (found["missed"], found["last_ping"]) == (False, ago(700))
+
+
+@pytest.mark.parametrize("coverage", ["unavailable", "partial"])
+def test_a_log_that_was_not_read_whole_makes_nobody_silent(coverage: str) -> None:
+    exists = {"exists": True, "last_modified": ago(900000)}
+    triage = facts(container(), None, heartbeat=exists, window=5400, coverage=coverage)
+    found = reconfigure_loop(triage, LoopLimits())["heartbeat"]
+    assert (found["missed"], found["silent_tasks"]) == (None, [])
+    triage["tiers"]["by_tier"]["smtp-in"]["coverage"]["status"] = "complete"
+    found = reconfigure_loop(triage, LoopLimits())["heartbeat"]
+    assert (found["missed"], found["silent_tasks"]) == (True, [TASK])
+
+
 def test_a_message_taken_by_a_task_that_has_gone_was_heard() -> None:
     triage = facts(container(), lines(messages=0), newest=1500)
     triage["tiers"]["by_tier"]["smtp-in"]["tasks"]["b" * 32] = lines(messages=1)

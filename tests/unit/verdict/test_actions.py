@@ -117,3 +117,13 @@ def test_homes_off_efs_are_named_where_a_maildir_is_missing(triage: Triage, tabl
         triage["local_delivery"]["home_on_efs"] = known
         words = " ".join(action["text"] for action in actions(triage, table, options, "imap.maildir_unwritable"))
         assert ("no NFS mount" in words) is said
+
+
+def test_an_orphan_of_cloud_map_is_named_since_no_restart_removes_it(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    BAD["deferred.imap_unreachable"](triage)
+    for known, said in ((["10.0.2.99"], True), ([], False), (None, False)):
+        triage["local_delivery"]["discovery_orphans"] = known
+        words = " ".join(action["text"] for action in actions(triage, table, options, "deferred.imap_unreachable"))
+        assert ("10.0.2.99" in words) is said
