@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def address_map(triage: Facts, work_dir: Path, masker: Masker, limits: Limits, e
     table = read_table(work_dir / "addresses.jsonl")
     failures = read_failures(work_dir / "failed_recipients.jsonl")
     wanted = frozenset(failure.mark for failure in failures or [])
+    whole = table is not None and listed.get("status", "complete") == "complete"
     entries = list((triage.get("containers") or {}).get("tasks") or [])
     views: list[MapView] = []
     rows: list[dict[str, Any]] = []
@@ -45,12 +47,14 @@ def address_map(triage: Facts, work_dir: Path, masker: Masker, limits: Limits, e
         raw = _raw(work_dir, str(entry.get("task")))
         if entry.get("status") in ("complete", "partial") and raw is not None:
             found = read_task(entry, raw, table, wanted, limits)
+            if not whole:
+                found = [replace(view, surplus=None) for view in found]  # the rest of the table may have it
             views += found
             rows += [map_row(view, entry, limits) for view in found if view.path != ALIASES or view.known]
     unread = _unread(triage, views, limits)
     world = Witnesses(
         table=table,
-        table_whole=table is not None and listed.get("status", "complete") == "complete",
+        table_whole=whole,
         views=views,
         users=_users(entries),
         limits=limits,

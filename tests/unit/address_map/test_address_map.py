@@ -478,3 +478,14 @@ def test_white_space_around_a_user_is_no_other_user(world: Any) -> None:
     section = world.section()
     row = next(row for row in section["tasks"] if row["task"] == imap and row["map"].endswith("virtusertable"))
     assert (row["wrong_user"], row["missing"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("status", "surplus"), [("partial", None), ("complete", 1)])
+def test_what_a_part_of_the_table_lacks_is_not_surplus(world: Any, status: str, surplus: int | None) -> None:
+    """A throttled scan ends early: what it did not come to is no revoked address."""
+    for tier in ("smtp-in", "imap"):
+        world.task(tier, age=HOURS)
+    world.rows.pop()
+    world.table_status = status
+    rows = [row for row in world.section()["tasks"] if row["map"] == "/etc/mail/access"]
+    assert [row["surplus"] for row in rows] == [surplus, surplus]

@@ -341,6 +341,19 @@ def test_every_mark_of_the_timeline_lies_within_the_picture(width: int) -> None:
     assert len(found.panels[-1].dots) == 2
 
 
+@pytest.mark.parametrize("hours", [1.5, 24, 24 * 14])
+def test_the_curve_of_a_long_window_is_not_cut(hours: float) -> None:
+    """A page about the heartbeat looks back for 90 minutes: its curve is longer than any text of the page may be."""
+    fact = busy()
+    fact["alert"]["window"] |= {"start": (datetime.fromisoformat(END) - timedelta(hours=hours)).isoformat()}
+    curves = [value for name, value in elements(html(fact)).attributes if name == "points"]
+    assert curves
+    for curve in curves:
+        points = (curve or "").split(" ")
+        assert len(points) > 80
+        assert all(re.fullmatch(r"[0-9.]+,[0-9.]+", point) for point in points)
+
+
 def test_a_window_of_days_has_no_more_bars_than_dots() -> None:
     fact = busy()
     fact["alert"]["window"] |= {"start": "2026-11-20T21:12:00Z", "minutes": 5808.0}
