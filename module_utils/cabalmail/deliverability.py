@@ -126,6 +126,8 @@ def deliverability(
     }
     status, reasons = combine([checked, *parts.values()])
     rows = [_with_key(row, parts["opendkim"]["tables"], control_domain) for row in checked.get("domains") or []]
+    if not _all_ways_known(checked.get("addresses") or [], triage):
+        rows = [_without_address_list(row, control_domain) for row in rows]
     return {
         "status": status,
         "reasons": reasons,
@@ -251,6 +253,20 @@ def _misaligned(foreign: Iterable[Facts], apexes: Sequence[str], checked: Sequen
         if _below(sender, apexes) and not aligned(signer, sender, modes.get(sender, "relaxed")):
             found.setdefault((sender, signer), dict(row))
     return list(found.values())[:TOP]
+
+
+def _all_ways_known(addresses: Iterable[Facts], triage: Facts) -> bool:
+    """Whether the addresses are all that mail leaves from: found by a whole search, or told by the operator."""
+    network = _section(_section(triage, "environment"), "network")
+    found = {str(row["ip"]) for row in _outbound(triage)}
+    return network.get("status") == "complete" or not {str(row["ip"]) for row in addresses} <= found
+
+
+def _without_address_list(row: Facts, control_domain: str) -> dict[str, Any]:
+    """Whoever publishes half of the addresses shuts the others out, so no record is told then."""
+    if row["domain"] != control_domain.rstrip(".").lower():
+        return dict(row)
+    return {**row, "spf": {**(row.get("spf") or {}), "differs": None, "publish": None}}
 
 
 def _with_key(row: Facts, tables: Facts, control_domain: str) -> dict[str, Any]:

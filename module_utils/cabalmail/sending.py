@@ -123,6 +123,7 @@ def _causes(rows: Sequence[Facts], kind: str, control: str, claims: _Claims) -> 
         entries.append(
             {
                 "domain": str(row["domain"]),
+                "name": check.get("name"),
                 "problem": _problem(check),
                 "differs": check.get("differs"),
                 "status": check.get("status"),

@@ -236,6 +236,23 @@ def test_by_design_covers_nothing_but_absence(triage: dict[str, Any]) -> None:
 # -- the section
 
 
+@pytest.mark.parametrize(
+    ("network", "told", "publish"), [("complete", IP, True), ("partial", IP, False), ("partial", "192.0.2.77", True)]
+)
+def test_the_record_of_addresses_is_told_only_when_all_are_known(
+    triage: dict[str, Any], network: str, told: str, publish: bool
+) -> None:
+    triage["environment"]["network"]["status"] = network
+    record = {"name": CONTROL, "type": "TXT", "value": f"v=spf1 ip4:{told}/32 ~all"}
+    dns = checked()
+    dns["addresses"][0]["ip"] = told
+    dns["domains"][0] |= {"domain": CONTROL, "spf": {"status": "fail", "differs": "it differs", "publish": record}}
+    (row,) = deliverability(triage, dns, {}, CONTROL, 20)["domains"]
+    assert bool(row["spf"]["publish"]) is publish
+    assert bool(row["spf"]["differs"]) is publish
+    assert row["spf"]["status"] == "fail"
+
+
 def test_the_section_is_complete(triage: dict[str, Any]) -> None:
     section = deliverability(triage, checked(), {NEWS: "active"}, CONTROL, 20)
     assert (section["status"], section["reasons"]) == ("complete", [])

@@ -127,3 +127,13 @@ def test_an_orphan_of_cloud_map_is_named_since_no_restart_removes_it(
         triage["local_delivery"]["discovery_orphans"] = known
         words = " ".join(action["text"] for action in actions(triage, table, options, "deferred.imap_unreachable"))
         assert ("10.0.2.99" in words) is said
+
+
+def test_the_key_is_looked_up_and_restored_under_its_own_selector(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    row = {"status": "missing", "problem": "it has none", "name": "other._domainkey.s.example.com"}
+    triage["deliverability"]["domains"].append({"domain": "s.example.com", "dkim": row})
+    found = next(f for f in judge(triage, table, options)["findings"] if f["id"] == "smtp_out.dkim")
+    assert found["reproduce"] == ["dig +short TXT other._domainkey.s.example.com"]
+    assert "other._domainkey.s.example.com" in found["next_actions"][0]["text"]
