@@ -119,7 +119,9 @@ def _fresh(entry: Facts, ages: Mapping[str, Sequence[float]], limits: LoopLimits
     """Maps are as young as they should be; a pass that did not come to its end leaves sendmail as it was."""
     sendmail = entry.get("sendmail_age_seconds")
     newest = min(ages["db"])
-    if sendmail is not None and sendmail > newest + limits.maps.slack_seconds:
+    # A pass that has just built a map is still on its way to sendmail.
+    slack = limits.maps.slack_seconds
+    if sendmail is not None and newest > slack and sendmail > newest + slack:
         why = f"maps were built {minutes(newest)} ago, and sendmail, which each pass ends, is {minutes(sendmail)} old"
         return Answer("failing", why, since)
     return Answer("healthy", f"maps {minutes(max(ages['db']))} old at most", since)

@@ -488,3 +488,8 @@ def test_a_message_taken_by_a_task_that_has_gone_was_heard() -> None:
     triage["tiers"]["by_tier"]["smtp-in"]["tasks"]["b" * 32] = lines(messages=1)
     (row,) = reconfigure_loop(triage, LoopLimits())["tasks"]
     assert row["state"] == "healthy"
+
+
+@pytest.mark.parametrize(("built", "state"), [(1, "healthy"), (119, "healthy"), (121, "failing")])
+def test_a_pass_between_makemap_and_sendmail_is_not_failing(built: float, state: str) -> None:
+    assert answer(container(db=built, sendmail=890), coverage="unavailable")["state"] == state
