@@ -10,7 +10,7 @@ never counts as zero. Nothing here decides anything; the conditions stand in ``d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from .sending import sending_signals
 
 Facts = Mapping[str, Any]
 
+#: So many providers of a tier are listed in the facts.
+LISTED = 50
 TIERS = ("imap", "smtp-in", "smtp-out")
 
 #: Reasons (see the reason table) by what they say about outgoing mail.
@@ -209,6 +211,11 @@ def deferral_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) 
         for row in part.get("providers") or []:
             outside.update(row.get("reasons") or {})
             by_provider.setdefault(row["provider"], Counter()).update(row.get("reasons") or {})
+            for name in HELD_BACK_REASONS:
+                # A limit of the recipient's own mailbox is nothing that we are held back for.
+                limited = theirs(row, (name,))
+                by_provider[row["provider"]][name] -= limited
+                outside["recipient_restricted"] += limited
         for row in part.get("reasons") or []:
             domains[row["reason"]] += row.get("domains") or 0
     holding = ranked(
@@ -216,7 +223,7 @@ def deferral_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) 
     )
     held = sum(count for _, count in holding)
     named = ("greylisted", "dns_failure", "network", *HELD_BACK_REASONS)
-    remote = Counter({reason: count for reason, count in outside.items() if reason not in named})
+    remote = +Counter({reason: count for reason, count in outside.items() if reason not in named})
     return {
         # The alert's own rule, or as many lines in one tier whatever the alert is.
         "spike": alert_signals(triage)["deferred"]
@@ -341,6 +348,8 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "others_accept",
             "reasons",
             "top_refused",
+            "top_named",
+            "rejected_sender",
             "top_attempts",
             "top_rate",
             "other_rate",
@@ -376,12 +385,15 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
     failed = sum(reasons.values())
     groups = {
         "authentication": sum(reasons[name] for name in AUTHENTICATION_REASONS),
-        "recipient": sum(reasons[name] for name in RECIPIENT_REASONS),
+        # A limit of the recipient's own mailbox is the recipient's matter too.
+        "recipient": sum(reasons[name] for name in RECIPIENT_REASONS)
+        + sum(theirs(row, REFUSAL_REASONS) for row in providers),
         "content": sum(reasons[name] for name in CONTENT_REASONS),
         # Answers about a mailbox; a host that no name server knows says nothing of one.
-        "mailbox": sum(reasons[name] for name in RECIPIENT_REASONS if name != "host_unknown"),
+        "mailbox": sum(reasons[name] for name in RECIPIENT_REASONS if name != "host_unknown")
+        + sum(theirs(row, REFUSAL_REASONS) for row in providers),
         "named": sum(refusals(row, NAMED_REASONS) for row in providers),
-        "accepted": sum(row.get("sent") or 0 for row in providers),
+        "accepted": accepted(log, providers),
     }
     at_top: Mapping[str, Any] = next((row for row in providers if row["provider"] == top), {})
     return {
@@ -394,6 +406,7 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "top_share": refusing[top] / refused if top else 0.0,
         "top_form": (options.get("postmasters") or {}).get(top),
         "top_refused": refusing[top] if top else 0,
+        "top_named": refusals(at_top, NAMED_REASONS),
         "top_attempts": at_top.get("attempts"),
         # Everybody writes to the large providers: a block shows in what share of its own mail a provider refuses.
         "top_rate": refusing[top] / at_top["attempts"] if top and at_top.get("attempts") else None,
@@ -415,7 +428,8 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
         },
         **bad_sender_signals(log["bounces"].get("senders") or []),
-        "refused_sender": refused_sender(log["bounces"].get("senders") or []),
+        "refused_sender": main_sender(log["bounces"].get("senders") or [], REFUSAL_REASONS),
+        "rejected_sender": main_sender(log["bounces"].get("senders") or [], ("sender_rejected",), 0.5),
         "minimum": options.get("minimum_recipients", 5),
     }
 
@@ -431,17 +445,30 @@ def bad_sender_signals(senders: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def refused_sender(senders: Iterable[Mapping[str, Any]]) -> str | None:
-    """The one sender whose mail nearly all refusals met, if there is one."""
-    counts = ranked({str(row["sender"]): total(row, REFUSAL_REASONS) for row in senders})
+def main_sender(senders: Iterable[Mapping[str, Any]], wanted: Iterable[str], share: float = 0.8) -> str | None:
+    """The one sender whose mail met at least that share of the failures for these reasons, if there is one."""
+    names = tuple(wanted)
+    counts = ranked({str(row["sender"]): total(row, names) for row in senders})
     whole = sum(count for _, count in counts)
-    return counts[0][0] if counts and counts[0][1] >= 0.8 * whole else None
+    return counts[0][0] if counts and counts[0][1] >= share * whole else None
+
+
+def accepted(log: Facts, providers: Sequence[Mapping[str, Any]]) -> int:
+    """Recipients that took our mail; the providers are listed up to a number, beyond it all of the tier's count."""
+    sent = sum(row.get("sent") or 0 for row in providers)
+    return sent if sent or len(providers) < LISTED else int((log.get("deliveries") or {}).get("sent") or 0)
 
 
 def refusals(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
     """Recipients that a provider refused for what we are; a limit of the recipient's own mailbox is none of it."""
-    theirs: Mapping[str, int] = row.get("recipient_faults") or {}
-    return total(row, wanted) - sum(theirs.get(name, 0) for name in wanted)
+    names = tuple(wanted)
+    return total(row, names) - theirs(row, names)
+
+
+def theirs(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
+    """Recipients of a provider for whom such a reason was a matter of their own mailbox."""
+    faults: Mapping[str, int] = row.get("recipient_faults") or {}
+    return sum(faults.get(name, 0) for name in wanted)
 
 
 def total(row: Mapping[str, Any], wanted: Iterable[str]) -> int:
@@ -660,7 +687,7 @@ def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     discovery = (section(triage, "environment").get("discovery") or {}).get("imap") or {}
     instances = discovery.get("instances") if usable(discovery) else None
     service = (section(triage, "environment").get("services") or {}).get("imap") or {}
-    running = service.get("running") if usable(service) else None
+    running, desired = (service.get(name) if usable(service) else None for name in ("running", "desired"))
     unresolvable = 0
     refused = 0
     for log in tiers.values():
@@ -674,6 +701,7 @@ def path_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     return {
         "imap_registered": None if instances is None else bool(instances),
         "imap_running": running,
+        "imap_desired": desired,
         "unresolvable": unresolvable,
         "deferred_at_imap": refused,
         "imap_sendmail": imap_sendmail(triage),
@@ -793,13 +821,18 @@ def network_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) -
     ways: list[Mapping[str, Any]] = []
     if usable(network):
         ways = [*(network.get("nat_instances") or []), *(network.get("nat_gateways") or [])]
-    down = [way for way in ways if way.get("state") not in ("running", "available", "pending")]
+    # What was replaced stays listed for a while; it is the way out only where nothing took its place.
+    standing = [way for way in ways if way.get("state") not in ("terminated", "deleted")] or ways
+    down = [way for way in standing if way.get("state") not in ("running", "available", "pending")]
     window = section(triage, "alert").get("window") or {}
     end = moment(window.get("end"))
     limit = timedelta(minutes=options.get("silent_minutes", 18))
-    last = {tier: moment((log.get("coverage") or {}).get("last_event")) for tier, log in tiers.items()}
+    last = {
+        tier: moment(log["coverage"].get("last_event")) for tier, log in tiers.items() if usable(log.get("coverage"))
+    }
     silent: bool | None = None
-    if tiers and end is not None and all(usable(log.get("coverage")) for log in tiers.values()):
+    # One tier may be silent for reasons of its own.
+    if len(last) > 1 and end is not None:
         start = moment(window.get("start"))
         # A window shorter than a healthy tier's own silence proves nothing.
         if start is not None and end - start > limit:

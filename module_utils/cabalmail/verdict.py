@@ -202,12 +202,20 @@ def check_table(table: Sequence[Mapping[str, Any]]) -> None:
 
 
 #: Findings that the heartbeat's runbook is about.
-ABOUT_LOOPS = ("reconfigure.", "heartbeat.", "network.", "none.loops", "inconclusive")
+ABOUT_LOOPS = (
+    *("reconfigure.", "heartbeat.", "network.", "none.loops", "inconclusive"),
+    *("smtp_in.stale_map", "imap.stale_map", "address_map."),
+)
+
+
+def _about_loops(finding: Mapping[str, Any]) -> bool:
+    """Whether a page about the loops is about it; a lag by design is a note."""
+    return finding["id"].startswith(ABOUT_LOOPS) and finding["id"] != "reconfigure.lag"
 
 
 def _aside(finding: Mapping[str, Any]) -> int:
-    """1 for what a page about the loops is not about: notes of a lag by design, and the mail's own troubles."""
-    return 0 if finding["id"].startswith(ABOUT_LOOPS) and finding["id"] != "reconfigure.lag" else 1
+    """1 for what stands behind the answer to a page about the loops; a critical finding never does."""
+    return 0 if _about_loops(finding) or finding["severity"] == "critical" else 1
 
 
 def _rank(finding: Mapping[str, Any], order: Mapping[str, int]) -> tuple[int, int, int, int]:
@@ -229,8 +237,9 @@ def _found(judgement: Judgement, signals: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "ids": [finding["id"] for finding in judgement.findings],
         "faults": sum(1 for finding in faults if finding["severity"] != "info"),
-        "causes": len(faults),
-        "loops": sum(1 for finding in faults if finding["severity"] != "info" and not _aside(finding)),
+        # A note beside the incident explains nothing of it.
+        "causes": sum(1 for finding in faults if finding["severity"] != "info" or finding["recipients"]),
+        "loops": sum(1 for finding in faults if finding["severity"] != "info" and _about_loops(finding)),
         "explained": explained,
         "unexplained": None if total is None else max(0, total - explained),
         "not_judged": [entry["id"] for entry in judgement.not_judged],

@@ -120,19 +120,22 @@ class _ReasonTally(_Tally):
 class _Held:
     """Recipients and lines of deferrals of one kind, by reason."""
 
-    __slots__ = ("lines", "reasons", "recipients")
+    __slots__ = ("lines", "reasons", "recipient_faults", "recipients")
 
     def __init__(self) -> None:
         self.lines = 0
         self.recipients = 0
         self.reasons: Counter[str] = Counter()
+        self.recipient_faults: Counter[str] = Counter()
 
-    def add(self, reason: str, lines: int, recipients: int) -> None:
+    def add(self, reason: Reason, lines: int, recipients: int) -> None:
         """Count lines and the recipients that they name for the first time."""
         self.lines += lines
         self.recipients += recipients
         if recipients:
-            self.reasons[reason] += recipients
+            self.reasons[reason.id] += recipients
+            if reason.fault == "recipient":
+                self.recipient_faults[reason.id] += recipients
 
 
 class _Provider:
@@ -578,9 +581,9 @@ class TierAggregator:
         self._deferral_codes[failure.code] += lines
         self._deferral_relays[failure.relay, failure.ip] += lines
         if provider is not None:
-            self._deferral_providers.setdefault(provider.name, _Held()).add(reason.id, lines, count)
+            self._deferral_providers.setdefault(provider.name, _Held()).add(reason, lines, count)
         elif failure.own:
-            self._deferral_own.add(reason.id, lines, count)
+            self._deferral_own.add(reason, lines, count)
         self._count_reply(self._deferral_replies, failure.text, reason, failure.where, failure.code, count)
 
     def _tally(self, table: dict[tuple[str, str], _ReasonTally], reason: Reason) -> _ReasonTally:
@@ -944,6 +947,7 @@ class TierAggregator:
                     "lines": held.lines,
                     "recipients": held.recipients,
                     "reasons": dict(_top(held.reasons)),
+                    "recipient_faults": dict(_top(held.recipient_faults)),
                 }
                 for name, held in sorted(
                     self._deferral_providers.items(), key=lambda item: (-item[1].recipients, -item[1].lines, item[0])

@@ -15,8 +15,11 @@ from .test_verdict import (
     IMAP,
     SMTP_IN,
     Triage,
+    deploying,
     egress_down,
     external,
+    imap_stale,
+    imap_unreachable,
     judged,
     loop_state,
     refused_at_imap,
@@ -29,7 +32,80 @@ from .test_verdict import (
 def test_silence_while_a_task_answers_is_not_the_way_out(triage: Triage, table: list[Any], options: Triage) -> None:
     egress_down(triage)
     triage["containers"]["tasks"] = [{"tier": "imap", "task": IMAP, "outcome": "completed"}]
-    assert "network.egress_down" not in judged(triage, table, options)
+    found = judged(triage, table, options)
+    assert "network.egress_down" not in found
+    assert "network.nat_down" in found
+
+
+def test_silence_is_never_called_health(triage: Triage, table: list[Any], options: Triage) -> None:
+    egress_down(triage)
+    triage["containers"] = {**unavailable(), "tasks": [], "unreachable": []}
+    found = judge(triage, table, options)["verdict"]
+    assert (found["id"], found["confidence"]) == ("network.egress_down", "medium")
+    triage["environment"]["network"] = unavailable()
+    assert judge(triage, table, options)["verdict"]["id"] == "inconclusive"
+
+
+def test_a_denied_group_hides_no_silence(triage: Triage, table: list[Any], options: Triage) -> None:
+    egress_down(triage)
+    triage["tiers"]["by_tier"]["imap"]["coverage"] = unavailable()
+    assert "network.egress_down" in judged(triage, table, options)
+
+
+def test_a_nat_that_was_replaced_is_not_down(triage: Triage, table: list[Any], options: Triage) -> None:
+    nats = [{"id": "i-1", "state": "terminated"}, {"id": "i-2", "state": "running"}]
+    triage["environment"]["network"]["nat_instances"] = nats
+    assert "network.nat_down" not in judged(triage, table, options)
+    nats[1]["state"] = "stopped"
+    assert "i-2" in judged(triage, table, options)["network.nat_down"]["summary"]
+
+
+def test_imap_that_does_not_run_is_not_told_to_run(triage: Triage, table: list[Any], options: Triage) -> None:
+    unresolvable(triage)
+    triage["environment"]["services"]["imap"]["running"] = 0
+    found = judged(triage, table, options)
+    assert "imap.unresolvable" not in found
+    assert (found["imap.not_running"]["recipients"], found["imap.not_running"]["remedy"]) == (20, None)
+    triage["environment"]["services"]["imap"] = unavailable()
+    triage["environment"]["discovery"]["imap"] = unavailable()
+    found = judged(triage, table, options)["imap.unresolvable"]
+    assert "although imap is running" not in found["summary"]
+    assert "could not be read" in found["summary"]
+    assert found["remedy"] is None
+
+
+@pytest.mark.parametrize("key", ["smtp_in", "imap"])
+def test_a_fresh_map_that_lacks_rows_is_not_called_unread(
+    key: str, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    {"smtp_in": smtp_in_stale, "imap": imap_stale}[key](triage)
+    triage["address_map"]["stale_tasks"] = {}
+    for row in triage["address_map"]["tasks"]:
+        row.update(stale=False, age_seconds=300)
+    found = judged(triage, table, options)[f"{key}.stale_map"]
+    told = found["confidence_reason"] + found["found"] + " ".join(row["text"] for row in found["next_actions"])
+    assert "fresh by its age" in told
+    assert "could not be read" not in told
+    assert "maps not read" not in told
+    assert "Restart nothing" in found["next_actions"][0]["text"]
+    assert not [row for row in found["next_actions"] if "update-service" in (row["command"] or "")]
+    assert found["remedy"] is None
+
+
+def test_an_unreadable_flag_does_not_hide_that_imap_takes_no_mail(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    imap_unreachable(triage)
+    triage["environment"]["parameters"] = unavailable()
+    found = judged(triage, table, options)["deferred.imap_unreachable"]
+    assert found["confidence"] == "medium"
+
+
+def test_a_note_beside_the_incident_does_not_explain_it(triage: Triage, table: list[Any], options: Triage) -> None:
+    external(triage, "google", "protocol_error", 14)
+    triage["tiers"]["peak"]["lines"] = 14
+    deploying(triage)
+    assert judge(triage, table, options)["verdict"]["id"] == "inconclusive"
 
 
 @pytest.mark.parametrize(("state", "down"), [("running", 0), ("pending", 0), ("stopping", 1), ("shutting-down", 1)])

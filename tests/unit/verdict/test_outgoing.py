@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .test_verdict import Triage, external, judged
+from .test_verdict import Triage, external, judged, rate_limited
 
 
 def test_a_limit_of_the_recipients_own_mailbox_is_no_block(triage: Triage, table: list[Any], options: Triage) -> None:
@@ -22,6 +22,26 @@ def test_a_limit_of_the_recipients_own_mailbox_is_no_block(triage: Triage, table
     assert not {"smtp_out.provider_block", "smtp_out.reputation"} & set(found)
 
 
+def test_a_mailbox_that_takes_too_much_at_once_holds_no_mail_of_ours_back_for_what_we_are(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    rate_limited(triage)
+    assert "deferred.rate_limited" in judged(triage, table, options)
+    for row in triage["tiers"]["by_tier"]["smtp-out"]["deferrals"]["providers"]:
+        row["recipient_faults"] = dict(row["reasons"])
+    assert "deferred.rate_limited" not in judged(triage, table, options)
+
+
+def test_one_answer_that_names_a_list_does_not_speak_for_the_others(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    external(triage, "microsoft", "policy", 30, sent=0)
+    external(triage, "google", "blocklist", 1)
+    found = judged(triage, table, options)["smtp_out.provider_block"]
+    assert (found["severity"], found["confidence"]) == ("warning", "low")
+    assert "own list" not in " ".join(action["text"] for action in found["next_actions"])
+
+
 def test_refusals_without_a_cause_are_not_called_our_reputation(
     triage: Triage, table: list[Any], options: Triage
 ) -> None:
@@ -29,7 +49,7 @@ def test_refusals_without_a_cause_are_not_called_our_reputation(
         external(triage, provider, "policy", 5)
     found = judged(triage, table, options)["smtp_out.reputation"]
     assert (found["severity"], found["confidence"]) == ("warning", "low")
-    assert "do not say why" in found["summary"]
+    assert "mostly do not say why" in found["summary"]
     assert "It is our reputation" not in found["summary"]
     external(triage, "comcast", "blocklist", 25)
     found = judged(triage, table, options)["smtp_out.reputation"]

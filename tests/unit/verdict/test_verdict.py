@@ -198,6 +198,14 @@ def unresolvable(triage: Triage) -> None:
     triage["tiers"]["peak"]["lines"] = 20
 
 
+def nat_down(triage: Triage) -> None:
+    triage["environment"]["network"]["nat_instances"].append({"id": "i-2", "state": "stopped"})
+
+
+def imap_not_running(triage: Triage) -> None:
+    triage["environment"]["services"]["imap"]["running"] = 0
+
+
 def egress_down(triage: Triage) -> None:
     for log in triage["tiers"]["by_tier"].values():
         log["coverage"]["last_event"] = "2026-11-24T21:10:00Z"
@@ -415,6 +423,8 @@ BAD: dict[str, Callable[[Triage], None]] = {
     "imap.unresolvable": unresolvable,
     "imap.planned_roll": maintenance("2026-11-24T22:10:00Z"),
     "imap.failed_deployment": maintenance("2026-11-24T20:10:00Z"),
+    "network.nat_down": nat_down,
+    "imap.not_running": imap_not_running,
     "network.egress_down": egress_down,
     "coverage.blind_tier": blind,
     "coverage.unavailable": denied_group,
@@ -474,6 +484,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "imap.missing_user": ("local_delivery", "address_map", "tiers"),
     "imap.maildir_unwritable": ("local_delivery",),
     "imap.disk_full": ("local_delivery",),
+    "network.nat_down": ("environment",),
+    "imap.not_running": ("environment",),
     "network.egress_down": ("tiers",),
     "deferred.greylisting": TIERS,
     "deferred.rate_limited": TIERS,
@@ -1155,6 +1167,10 @@ def test_a_page_about_the_loops_is_answered_about_the_loops(triage: Triage, tabl
     provider_block(triage)
     blind(triage)
     about_the_heartbeat(triage)
+    # The answer stands, and no critical finding stands behind it.
+    assert "none.loops_healthy" in judged(triage, table, options)
+    assert judge(triage, table, options)["verdict"]["id"] == "smtp_out.provider_block"
+    triage["tiers"]["by_tier"]["smtp-out"]["bounces"]["ongoing_lines_last_10m"] = 0
     assert judge(triage, table, options)["verdict"]["id"] == "none.loops_healthy"
     loop_state("dead")(triage)
     verdict = judge(triage, table, options)["verdict"]
