@@ -46,6 +46,8 @@ DEFAULT_NAME = BOUNCED
 MAX_PAYLOAD_BYTES = 1_000_000
 # How far the pager's clock may be ahead of ours.
 CLOCK_SKEW = timedelta(minutes=2)
+# The deployment keeps its logs for a year at most; Go's zero time (0001-01-01) means "none".
+OLDEST = timedelta(days=366)
 
 
 class AlertError(ValueError):
@@ -159,7 +161,7 @@ def window(
     the last ``look_back_minutes``. A start or end given by hand wins.
 
     Raises:
-        AlertError: the window is empty, reversed or in the future.
+        AlertError: the window is empty, reversed, in the future or older than any log.
     """
     if fired_at is not None and fired_at > now + CLOCK_SKEW:
         raise AlertError(
@@ -171,6 +173,12 @@ def window(
             raise AlertError(
                 f"{name}={format_rfc3339(given)} is in the future (it is {format_rfc3339(now)} here):"
                 " give a time that has passed."
+            )
+    for name, given in (("The alert's startsAt", fired_at), ("triage_start", start), ("triage_end", end)):
+        if given is not None and given < now - OLDEST:
+            raise AlertError(
+                f"{name} {format_rfc3339(given)} is more than {OLDEST.days} days ago, and no log is kept for so long:"
+                " give the time of the incident."
             )
     until = min(end or now, now)
     since = start or (min(fired_at, until) if fired_at else until) - timedelta(minutes=look_back_minutes)

@@ -210,7 +210,7 @@ ABOUT_LOOPS = (
 
 def _about_loops(finding: Mapping[str, Any]) -> bool:
     """Whether a page about the loops is about it; a lag by design is a note."""
-    return finding["id"].startswith(ABOUT_LOOPS) and finding["id"] != "reconfigure.lag"
+    return str(finding["id"]).startswith(ABOUT_LOOPS) and finding["id"] != "reconfigure.lag"
 
 
 def _aside(finding: Mapping[str, Any]) -> int:

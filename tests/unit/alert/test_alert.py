@@ -208,6 +208,9 @@ def test_window_given_by_hand_wins() -> None:
         (NOW + timedelta(hours=1), None, None, "triage_start=2026-11-24T23:00:00Z is in the future"),
         (None, NOW + timedelta(hours=1), None, "triage_end=2026-11-24T23:00:00Z is in the future"),
         (None, None, NOW + timedelta(hours=1), "startsAt 2026-11-24T23:00:00Z is in the future"),
+        (None, None, datetime(1, 1, 1, tzinfo=UTC), "startsAt 0001-01-01T00:00:00Z is more than 366 days ago"),
+        (None, datetime(1, 1, 1, 0, 10, tzinfo=UTC), None, "triage_end 0001-01-01T00:10:00Z is more than"),
+        (datetime(1970, 1, 1, tzinfo=UTC), None, None, "triage_start 1970-01-01T00:00:00Z is more than"),
     ],
 )
 def test_window_in_the_future_or_reversed(
