@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NONE_HERE = "no Chromium on this machine: install it (Debian: apt-get install chromium)"
@@ -22,20 +23,45 @@ AXE = {"resultTypes": ["violations"]}
 COLOURS = {**AXE, "runOnly": ["color-contrast"]}
 
 
+class Chromium:
+    """The browser of this test process, in a thread of its own.
+
+    Playwright leaves an event loop running in the thread that starts it, where `asyncio.run()` then refuses to run:
+    every later test of asynchronous code in this process would fail.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="chromium")
+        self._playwright, self._browser = self._thread.submit(_started).result()
+
+    def faults(self, path: Path) -> list[str]:
+        """What is wrong with a page; see `_faults`."""
+        return self._thread.submit(_faults, self._browser, path).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._browser.close).result()
+        self._thread.submit(self._playwright.stop).result()
+        self._thread.shutdown()
+
+
+def _started() -> tuple[Playwright, Browser]:
+    playwright = sync_playwright().start()
+    # A container's user may not make namespaces, and the pages are our own.
+    return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser | None]:
+def chromium() -> Iterator[Chromium | None]:
     """The browser of this test process; None where there is none."""
     if CHROMIUM is None:
         yield None
         return
-    with sync_playwright() as playwright:
-        # A container's user may not make namespaces, and the pages are our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    browser = Chromium()
+    yield browser
+    browser.close()
 
 
-def faults(browser: Browser, path: Path) -> list[str]:
+def _faults(browser: Browser, path: Path) -> list[str]:
     """What is wrong with a page: each message, request, overflow and broken rule of axe-core, with where it is seen."""
     said: list[str] = []
     page = browser.new_page(viewport=PHONE, color_scheme="light")

@@ -16,10 +16,9 @@ import jsonschema
 import pytest
 import yaml
 from ansible.module_utils.cabalmail.reconfigure_loop import LoopLimits, reconfigure_loop
-from playwright.sync_api import Browser
 
 from sandbox.scenario import secrets_of
-from tests.browser import faults
+from tests.browser import Chromium
 
 from .conftest import REPO, Run, Sandbox, operator_writes
 
@@ -118,7 +117,7 @@ def check(run: Run, folder: Path, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in SCENARIOS.glob("*/scenario.yml")))
 def test_scenario(
-    name: str, triage: Callable[..., Run], sandbox: Sandbox, tmp_path: Path, chromium: Browser | None
+    name: str, triage: Callable[..., Run], sandbox: Sandbox, tmp_path: Path, chromium: Chromium | None
 ) -> None:
     private = tmp_path / "private"
     run = triage(name, env={"ANSIBLE_LOCAL_TEMP": str(private)})
@@ -126,7 +125,7 @@ def test_scenario(
     page = next(run.report_dir.glob("*/latest")) / "report.html"
     assert page.stat().st_size < 300_000
     # Where there is no browser, the tests of the page alone say so.
-    assert chromium is None or faults(chromium, page) == []
+    assert chromium is None or chromium.faults(page) == []
     assert [path for path in private.rglob("*") if path.is_file()] == [], "clear addresses outlive the run"
 
 

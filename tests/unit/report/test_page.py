@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -15,9 +16,8 @@ import pytest
 from ansible.module_utils.cabalmail import chart, history, page, rendering, report
 from hypothesis import given
 from hypothesis import strategies as st
-from playwright.sync_api import Browser
 
-from tests.browser import NONE_HERE, faults
+from tests.browser import NONE_HERE, Chromium
 
 from .sample import END, START, complete, finding, tier_log, triage, unavailable
 
@@ -244,15 +244,21 @@ def test_the_page_is_small_whatever_a_run_saw() -> None:
 
 
 @pytest.mark.parametrize("fact", [triage(), triage(finding()), busy(), busy(HOSTILE * 40), busy("x" * 10_000)])
-def test_a_browser_shows_the_page(fact: dict[str, Any], chromium: Browser | None, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page(fact: dict[str, Any], chromium: Chromium | None, tmp_path: Path) -> None:
     if chromium is None:
         pytest.skip(NONE_HERE)
     path = tmp_path / "report.html"
     path.write_text(html(fact), encoding="utf-8")
-    assert faults(chromium, path) == []
+    assert chromium.faults(path) == []
 
 
-def test_a_page_that_is_wrong_is_found_out(chromium: Browser | None, tmp_path: Path) -> None:
+def test_the_browser_keeps_its_event_loop_to_itself(chromium: Chromium | None) -> None:
+    if chromium is None:
+        pytest.skip(NONE_HERE)
+    asyncio.run(asyncio.sleep(0))
+
+
+def test_a_page_that_is_wrong_is_found_out(chromium: Chromium | None, tmp_path: Path) -> None:
     if chromium is None:
         pytest.skip(NONE_HERE)
     path = tmp_path / "report.html"
@@ -261,7 +267,7 @@ def test_a_page_that_is_wrong_is_found_out(chromium: Browser | None, tmp_path: P
         "<img src='http://127.0.0.1:9/x'><script>console.error('oh')</script>",
         encoding="utf-8",
     )
-    said = "\n".join(faults(chromium, path))
+    said = "\n".join(chromium.faults(path))
     for part in (
         "request: http://127.0.0.1:9/x",
         "console: oh",
@@ -409,13 +415,13 @@ def test_the_index_lists_runs_and_what_came_back() -> None:
     assert "7 older ones are not listed" in text
 
 
-def test_a_browser_shows_the_index(chromium: Browser | None, tmp_path: Path) -> None:
+def test_a_browser_shows_the_index(chromium: Chromium | None, tmp_path: Path) -> None:
     if chromium is None:
         pytest.skip(NONE_HERE)
     runs = [run(f"202611{day}T100000Z-aa", finding()) for day in range(25, 10, -1)]
     path = tmp_path / "index.html"
     path.write_text(rendering.index_page(HOSTILE, history.index_rows(runs), 0, TEMPLATES), encoding="utf-8")
-    assert faults(chromium, path) == []
+    assert chromium.faults(path) == []
 
 
 def test_runs_that_can_not_be_read_are_passed_over(tmp_path: Path) -> None:
