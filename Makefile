@@ -34,10 +34,11 @@ sandbox-up: setup
 sandbox-down: setup
 	@cd $(ROOT) && python -m sandbox down
 
+# Half of the time a test waits (for an agent, a deadline), so there is one worker more than cores.
 # A part of the tests (ARGS) is for whoever works on it; all of them include the linters.
 test: setup
 	@$(if $(ARGS),:,$(ROOT)/scripts/lint)
-	@cd $(ROOT) && python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	@cd $(ROOT) && python -m pytest --numprocesses $$(($$(nproc) + 1)) --dist worksteal $(ARGS)
 
 lint: setup
 	@$(ROOT)/scripts/lint
