@@ -10,13 +10,14 @@ not raised but listed as not judged. Runs in the controller only (it needs Jinja
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from jinja2 import StrictUndefined, UndefinedError
+from jinja2 import StrictUndefined, Template, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
 from .signals import build_signals
@@ -322,12 +323,15 @@ def _compiled(text: str) -> Callable[..., Any]:
     return _COMPILED[text]
 
 
+@functools.cache
+def _template(text: str) -> Template:
+    return ENVIRONMENT.from_string(text)
+
+
 def _text(template: Any, scope: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     unknown = UnknownText()
     try:
-        rendered = ENVIRONMENT.from_string(str(template)).render(
-            **{name: wrap(value, unknown) for name, value in scope.items()}
-        )
+        rendered = _template(str(template)).render(**{name: wrap(value, unknown) for name, value in scope.items()})
     except (UndefinedError, UnknownValueError, AttributeError, TypeError) as error:
         raise TableError(f"findings table: the text «{template}» of {row['id']} can't be written: {error}.") from error
     return " ".join(rendered.split())

@@ -22,7 +22,13 @@ def test_asked_for_by_name_the_other_runbook_is_followed(triage: Callable[..., R
     assert run.verdict == "deferred.greylisting"
     alert, tiers = run.triage["alert"], run.triage["tiers"]
     assert (alert["source"], alert["runbook"]) == ("extra_vars", "sendmail-deferred-spike.md")
-    assert alert["threshold"] == {"pattern": "stat=Deferred", "lines": 10, "minutes": 10, "hold_minutes": 15}
+    assert alert["threshold"] == {
+        "pattern": "stat=Deferred",
+        "metric": "SendmailDeferred",
+        "lines": 10,
+        "minutes": 10,
+        "hold_minutes": 15,
+    }
     start, end = (datetime.fromisoformat(alert["window"][name]) for name in ("start", "end"))
     assert end - start == timedelta(minutes=28)
     waiting = tiers["by_tier"]["smtp-out"]["deferrals"]

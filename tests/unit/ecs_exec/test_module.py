@@ -239,6 +239,7 @@ def test_a_diagnosis_runs_nothing_in_check_mode_and_says_what_it_could_not_see(m
         "cluster": "unknown",
         "caller": "unknown",
         "task_role": "unknown",
+        "vpc_endpoints": "unknown",
     }
     assert [check["name"] for check in off["checks"]] == ["task"]
     assert "was not enabled" in off["checks"][0]["text"]
