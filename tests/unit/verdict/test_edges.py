@@ -208,3 +208,16 @@ def test_a_missing_ping_address_is_a_fault_only_where_somebody_pages_about_it(
 def test_errors_of_a_task_that_has_gone_accuse_nobody(triage: Triage, options: Triage) -> None:
     triage["reconfigure_loop"]["sync_users_errors"] = [{"tier": "imap", "task": "9" * 32, "lines": 2}]
     assert build_signals(triage, options)["loops"]["sync_users"] == []
+
+
+def test_a_user_is_not_called_missing_where_the_loop_behind_the_map_is_stuck(
+    triage: Triage, table: list[Any], options: Triage
+) -> None:
+    refused_at_imap(triage, "5.1.1", "user_unknown")
+    triage["local_delivery"] = unavailable()
+    triage["address_map"] = unavailable()
+    assert "imap.missing_user" in judged(triage, table, options)
+    for row in triage["reconfigure_loop"]["tasks"]:
+        if row["tier"] == "imap":
+            row["state"] = "failing"
+    assert "imap.missing_user" not in judged(triage, table, options)
