@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from .signals import section, usable
+from .sending import usable
+from .signals import section
 from .time import parse_rfc3339
 
 CONFIDENCES = ("low", "medium", "high")

@@ -215,9 +215,7 @@ def report_signals(deliverability: Facts) -> dict[str, Any]:
     part = deliverability.get("dmarc") or {}
     ours = part.get("ours")
     if not usable(part) or not isinstance(ours, Mapping):
-        return dict.fromkeys(("messages", "fail", "share", "domains", "age_hours", "before", "strangers"))
-    before = part.get("before") or {}
-    strangers = part.get("strangers") or {}
+        return dict.fromkeys(("messages", "fail", "share", "domains", "age_hours"))
     return {
         "messages": ours.get("messages"),
         "fail": ours.get("fail"),
@@ -228,8 +226,6 @@ def report_signals(deliverability: Facts) -> dict[str, Any]:
             if (row.get("ours") or {}).get("fail")
         ][:SHOWN],
         "age_hours": part.get("age_hours"),
-        "before": before.get("fail_share"),
-        "strangers": strangers.get("messages"),
     }
 
 

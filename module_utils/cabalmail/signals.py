@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .alert import DEFERRED, HEARTBEAT, SUPPORTED
-from .sending import sending_signals
+from .sending import sending_signals, usable
 
 Facts = Mapping[str, Any]
 
@@ -72,11 +72,6 @@ def section(triage: Facts, name: str) -> Facts:
     """A section of the facts, or an empty one where the step never ran."""
     value = triage.get(name)
     return value if isinstance(value, Mapping) else {}
-
-
-def usable(part: Facts | None) -> bool:
-    """Whether a part holds evidence at all (complete or partial)."""
-    return bool(part) and part is not None and part.get("status") in ("complete", "partial")
 
 
 def names(triage: Facts, options: Facts) -> dict[str, Any]:
@@ -186,7 +181,6 @@ def spike_signals(triage: Facts, bounces: Facts, deferrals: Facts) -> dict[str, 
         "minimum": about["minimum"],
         "said": replies_of([log["bounces"] for log in read_logs(tiers.get("by_tier") or {})], lambda _reason: True),
         "onset": change.get("onset"),
-        "state": change.get("state"),
         "condition": condition.get("state"),
     }
 
@@ -199,7 +193,7 @@ def deferral_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) 
     """Mail that waits, in recipients: other servers by provider and reason, our own imap, local delivery."""
     logs = read_logs(tiers)
     if not logs:
-        names = ("spike", "total", "lines", "own", "greylisted", "greylisting", "held", "holding", "top_provider")
+        names = ("spike", "total", "own", "greylisted", "greylisting", "held", "holding", "top_provider")
         more = ("top_share", "dns", "dns_domains", "network", "network_domains", "remote", "remote_reasons", "said")
         return dict.fromkeys((*names, *more, "sent_outside", "local", "minimum", "many_domains"))
     rule = SUPPORTED[DEFERRED]
@@ -229,7 +223,6 @@ def deferral_signals(triage: Facts, tiers: Mapping[str, Facts], options: Facts) 
         "spike": alert_signals(triage)["deferred"]
         or any(((part.get("peak") or {}).get("lines") or 0) > rule.lines for part in parts),
         "total": sum(part.get("recipients") or 0 for part in parts),
-        "lines": sum(part.get("lines") or 0 for part in parts),
         "own": sum((part.get("own_host") or {}).get("recipients") or 0 for part in parts),
         "greylisted": outside["greylisted"],
         "greylisting": ranked({name: counts["greylisted"] for name, counts in by_provider.items()}),
@@ -288,10 +281,9 @@ def queue_signals(triage: Facts, options: Facts) -> dict[str, Any]:
     """sendmail's queues by tier. The tasks of a tier share one, so it is taken from one of them and never added up."""
     by_tier = queues_by_tier(triage)
     if not by_tier:
-        return {"messages": None, "deep": None}
+        return {"deep": None}
     limit = options.get("queue_messages", 50)
     return {
-        "messages": {tier: queue["messages"] for tier, queue in sorted(by_tier.items())},
         "deep": [
             {
                 "tier": tier,
@@ -360,7 +352,6 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
             "tls_required",
             "rejecting_authentication",
             "bad_domains",
-            "senders",
             "relay",
             "by_sender_domain",
             "named",
@@ -383,15 +374,17 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
     top = max(refusing, key=lambda name: refusing[name], default=None)
     refused = sum(refusing.values())
     failed = sum(reasons.values())
+    senders = log["bounces"].get("senders") or []
+    bad_senders = by_sender(senders, RECIPIENT_REASONS)
+    # Answers about a mailbox, its own limits among them; a host that no name server knows says nothing of one.
+    mailbox = sum(reasons[name] for name in RECIPIENT_REASONS if name != "host_unknown") + sum(
+        theirs(row, REFUSAL_REASONS) for row in providers
+    )
     groups = {
         "authentication": sum(reasons[name] for name in AUTHENTICATION_REASONS),
-        # A limit of the recipient's own mailbox is the recipient's matter too.
-        "recipient": sum(reasons[name] for name in RECIPIENT_REASONS)
-        + sum(theirs(row, REFUSAL_REASONS) for row in providers),
+        "recipient": mailbox + reasons["host_unknown"],
         "content": sum(reasons[name] for name in CONTENT_REASONS),
-        # Answers about a mailbox; a host that no name server knows says nothing of one.
-        "mailbox": sum(reasons[name] for name in RECIPIENT_REASONS if name != "host_unknown")
-        + sum(theirs(row, REFUSAL_REASONS) for row in providers),
+        "mailbox": mailbox,
         "named": sum(refusals(row, NAMED_REASONS) for row in providers),
         "accepted": accepted(log, providers),
     }
@@ -422,35 +415,34 @@ def outgoing_signals(log: Facts | None, options: Facts) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "rejecting_authentication": sorted(r["provider"] for r in providers if total(r, AUTHENTICATION_REASONS)),
         "bad_domains": len({d["domain"] for d in log["bounces"].get("domains") or []}),
-        "senders": (log["bounces"].get("senders") or [])[:3],
         "relay": next((row["relay"] for row in log["bounces"].get("relays") or []), None),
         "by_sender_domain": {
             row["domain"]: row.get("reasons") or {} for row in log["bounces"].get("sender_domains") or []
         },
-        **bad_sender_signals(log["bounces"].get("senders") or []),
-        "refused_sender": main_sender(log["bounces"].get("senders") or [], REFUSAL_REASONS),
-        "rejected_sender": main_sender(log["bounces"].get("senders") or [], ("sender_rejected",), 0.5),
+        "bad_sender": bad_senders[0][0] if bad_senders else None,
+        "bad_sender_share": share_of_first(bad_senders),
+        "bad_senders": bad_senders[:5],
+        "refused_sender": main_sender(by_sender(senders, REFUSAL_REASONS), 0.8),
+        "rejected_sender": main_sender(by_sender(senders, ("sender_rejected",)), 0.5),
         "minimum": options.get("minimum_recipients", 5),
     }
 
 
-def bad_sender_signals(senders: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Who wrote to recipients that take no mail: one sender's list, or everybody's odd typing error?"""
-    counts = ranked({str(row["sender"]): total(row, RECIPIENT_REASONS) for row in senders})
-    whole = sum(count for _, count in counts)
-    return {
-        "bad_sender": counts[0][0] if counts else None,
-        "bad_sender_share": counts[0][1] / whole if counts else None,
-        "bad_senders": counts[:5],
-    }
-
-
-def main_sender(senders: Iterable[Mapping[str, Any]], wanted: Iterable[str], share: float = 0.8) -> str | None:
-    """The one sender whose mail met at least that share of the failures for these reasons, if there is one."""
+def by_sender(senders: Iterable[Mapping[str, Any]], wanted: Iterable[str]) -> list[tuple[str, int]]:
+    """Senders by the recipients that failed for one of these reasons, most first."""
     names = tuple(wanted)
-    counts = ranked({str(row["sender"]): total(row, names) for row in senders})
-    whole = sum(count for _, count in counts)
-    return counts[0][0] if counts and counts[0][1] >= share * whole else None
+    return ranked({str(row["sender"]): total(row, names) for row in senders})
+
+
+def share_of_first(counts: Sequence[tuple[str, int]]) -> float | None:
+    """What part of all the first one has; None where there is none."""
+    return counts[0][1] / sum(count for _, count in counts) if counts else None
+
+
+def main_sender(counts: Sequence[tuple[str, int]], least: float) -> str | None:
+    """The one sender that has at least that share, if there is one."""
+    share = share_of_first(counts)
+    return counts[0][0] if share is not None and share >= least else None
 
 
 def accepted(log: Facts, providers: Sequence[Mapping[str, Any]]) -> int:
@@ -505,7 +497,6 @@ def own_host_signals(tiers: Mapping[str, Facts]) -> dict[str, Any]:
     return {
         "tempfail": larger(codes["5.3.0"], rejected),
         "unknown_user": larger(codes["5.1.1"], unknown_user),
-        "unresolvable": codes["5.1.2"],
     }
 
 
@@ -582,16 +573,12 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     """The reconfigure loops by state and tier."""
     part = section(triage, "reconfigure_loop")
     if not usable(part):
-        keys = (*STUCK_STATES, "no_ping", "stuck", "stuck_tasks", "healthy_tiers", "unknown", "tasks_of_tier")
-        more = ("disagreements", "backlog", "rotated", "ping_missed", "silent", "last_ping")
+        keys = (*STUCK_STATES, "no_ping", "stuck", "healthy_tiers", "unknown", "tasks_of_tier")
+        more = ("disagreements", "backlog", "rotated", "ping_missed", "last_ping")
         return dict.fromkeys((*keys, *more, "heartbeat_exists", "sync_users"))
     tasks = part.get("tasks") or []
     result: dict[str, Any] = {state: by_tier(tasks, state) for state in (*STUCK_STATES, "no_ping")}
     result["stuck"] = sorted({row["tier"] for row in tasks if row.get("state") in STUCK_STATES})
-    result["stuck_tasks"] = {
-        tier: sorted(row["task"] for row in tasks if row["tier"] == tier and row.get("state") in STUCK_STATES)
-        for tier in result["stuck"]
-    }
     result["healthy_tiers"] = sorted(
         {row["tier"] for row in tasks} - {row["tier"] for row in tasks if row.get("state") != "healthy"}
     )
@@ -608,7 +595,6 @@ def loop_signals(triage: Facts) -> dict[str, Any]:
     heartbeat = part.get("heartbeat") or {}
     result["rotated"] = heartbeat.get("tasks_with_old_value") if heartbeat.get("exists") else [] if heartbeat else None
     result["ping_missed"] = heartbeat.get("missed")
-    result["silent"] = heartbeat.get("silent_tasks")
     result["last_ping"] = heartbeat.get("last_ping")
     result["heartbeat_exists"] = heartbeat.get("exists")
     running = {row["task"] for row in tasks}
