@@ -245,13 +245,16 @@ def main() -> None:
     except ValueError as exc:
         module.fail_json(msg=str(exc), outcome="refused", seconds=0.0)
     clients = Clients(client(module, "ecs"), client(module, "ecs", max_attempts=1), classify, explain)
+    redeploy = Redeploy(wanted, clients, noter(module.params["progress_file"]))
     try:
-        result = Redeploy(wanted, clients, noter(module.params["progress_file"])).run(module.check_mode)
+        result = redeploy.run(module.check_mode)
     except Exception as exc:
         refused = isinstance(exc, RefusedError)
+        begun = redeploy.begun and not refused
         module.fail_json(
             msg=str(exc) if refused else explain(exc),
-            outcome="refused",
+            changed=begun,
+            outcome="unknown" if begun else "refused",
             refused_by=getattr(exc, "gate", None),
             seconds=round(time.monotonic() - began, 3),
         )

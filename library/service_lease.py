@@ -31,7 +31,8 @@ options:
   state:
     description:
       - C(held) takes the lease, and fails when another run holds it.
-      - C(noted) adds O(record) to it, C(released) does that and gives it back. Both fail when it is not this run's.
+      - C(noted) adds O(record) to it, and fails when it has ended. C(released) adds O(record) and gives it back. Both
+        fail when it is not this run's.
     type: str
     choices: [held, noted, released]
     default: held
@@ -144,6 +145,9 @@ def noted(store: ParameterStore, params: dict[str, Any]) -> dict[str, Any]:
         holder = f"run {record['run']}" if record else "nobody"
         raise lease.TakenError(f"{name} is no longer this run's: it is held by {holder}")
     state = "released" if params["state"] == "released" else "held"
+    if state == "held" and not lease.holds(record, datetime.now(UTC)):
+        # Whoever comes may take it over at any moment.
+        raise lease.TakenError(f"{name} of this run ended at {record['expires']}")
     record = {**record, **params["record"], "state": state}
     store.overwrite(name, lease.text_of(record))
     return record

@@ -62,12 +62,14 @@ room:
   returned: always
   type: dict
 caller:
-  description: The caller's C(arn).
+  description: The caller's C(arn), and C(clock_skew_seconds), how much this machine's clock is ahead of AWS's (null
+    when AWS did not say).
   returned: always
   type: dict
 """
 
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from ansible.module_utils.aws_support import aws_module, client, explain
@@ -113,6 +115,15 @@ def read_room(part: Part, ecs: Any, cluster: str, service: str) -> None:
     part.put(tasks=room_for(needs(definition), instances), instances=len(instances))
 
 
+def read_caller(part: Part, sts: Any) -> None:
+    """Who the caller is; the answer's Date (RFC 9110, section 6.6.1) tells AWS's clock."""
+    answer = sts.get_caller_identity()
+    part.put(arn=answer["Arn"])
+    date = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders", {}).get("date")
+    if date:
+        part.put(clock_skew_seconds=round((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()))
+
+
 def main() -> None:
     """Entry point."""
     module = aws_module(ARGUMENT_SPEC, supports_check_mode=True)
@@ -120,13 +131,13 @@ def main() -> None:
     parts = {
         "lease": Part("lease", {"held": None, "record": None, "history": []}, explain),
         "room": Part("room in the cluster", {"tasks": None, "instances": None}, explain),
-        "caller": Part("caller", {"arn": None}, explain),
+        "caller": Part("caller", {"arn": None, "clock_skew_seconds": None}, explain),
     }
     ssm, ecs, sts = (client(module, service) for service in ("ssm", "ecs", "sts"))
     runner = Runner(params["deadline"])
     runner.start(parts["lease"], lambda: read_lease(parts["lease"], ssm, params["service"]))
     runner.start(parts["room"], lambda: read_room(parts["room"], ecs, params["cluster"], params["service"]))
-    runner.start(parts["caller"], lambda: parts["caller"].put(arn=sts.get_caller_identity()["Arn"]))
+    runner.start(parts["caller"], lambda: read_caller(parts["caller"], sts))
     runner.wait()
     module.exit_json(changed=False, **{name: part.result() for name, part in parts.items()})
 

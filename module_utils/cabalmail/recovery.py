@@ -56,6 +56,7 @@ def side(triage: Facts, tier: str, at: str) -> dict[str, Any]:
                 "ip": row.get("ip"),
                 "loop": (loops.get(task) or {}).get("state"),
                 "loop_pid": ((containers.get(task) or {}).get("loop") or {}).get("pid"),
+                "loop_age_seconds": ((containers.get(task) or {}).get("loop") or {}).get("age_seconds"),
                 "maps": [
                     {
                         key: view.get(key)
@@ -94,12 +95,14 @@ def prove(
     plan: Facts,
     acted_at: str,
     bounced_again: int | None,
+    watched: tuple[float, float] = (0.0, 0.0),
 ) -> list[dict[str, Any]]:
     """What has to be true after a restart, each as a check with ``name``, ``passed`` (None: not known) and ``value``.
 
     :param plan: the plan with ``kind``, ``tier`` and ``tasks``.
     :param acted_at: when the restart was asked for, RFC 3339.
     :param bounced_again: formerly affected recipients that failed since, None when nobody looked.
+    :param watched: for how many seconds it was watched once all else was in order, and how many it has to be.
     """
     kind, tier, stuck = str(plan["kind"]), str(plan["tier"]), [str(task) for task in plan["tasks"]]
     fresh = new_since(before, after, kind, stuck)
@@ -108,7 +111,7 @@ def prove(
         _check("loop_alive", *_loop_alive(fresh)),
         _check("maps_fresh", *_maps_fresh(fresh, tier, acted_at)),
         _check("maps_equal_table", *_maps_equal(fresh, tier)),
-        _check("bounces_stopped", *_bounces(bounced_again)),
+        _check("bounces_stopped", *_bounces(bounced_again, watched)),
     ]
     if tier == "imap" and kind != "restart_loop":
         checks.append(_check("registered", *_registered(after, fresh)))
@@ -167,10 +170,14 @@ def _maps_equal(fresh: Sequence[Facts], tier: str) -> tuple[bool | None, str]:
     return not wrong, ", ".join(wrong[:3]) or ", ".join(f"{view['map']} {view['entries']}" for view in views)
 
 
-def _bounces(again: int | None) -> tuple[bool | None, str]:
+def _bounces(again: int | None, watched: tuple[float, float]) -> tuple[bool | None, str]:
     if again is None:
         return None, "the logs could not be read"
-    return again == 0, f"{again} recipients failed again"
+    seen, wanted = watched
+    said = f"{again} recipients failed again in {seen:.0f} s"
+    if not again and seen < wanted:
+        return None, f"{said}, {wanted:.0f} s are needed"
+    return again == 0, said
 
 
 def _registered(after: Facts, fresh: Sequence[Facts]) -> tuple[bool | None, str]:

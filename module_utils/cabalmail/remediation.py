@@ -40,6 +40,11 @@ NEXT_STEP = {
     ),
 }
 
+#: How ECS calls a deployment that is over.
+SETTLED = ("COMPLETED", "FAILED")
+#: Leases, cool-downs and ages are judged by this machine's clock, against times that AWS gave.
+MOST_SKEW_SECONDS = 120
+
 #: The only place where ECS could not place a task says so in an event; this one says that it can again.
 NO_ROOM_EVENT, STEADY_EVENT = "unable to place a task", "has reached a steady state"
 
@@ -259,8 +264,14 @@ def _service_gate(name: str, judge: Callable[[Case, Mapping[str, Any]], Gate]) -
 
 
 def _settled(_case: Case, row: Mapping[str, Any]) -> Gate:
-    rolling = [d for d in row.get("deployments") or [] if d.get("rollout_state") == "IN_PROGRESS"]
-    return Gate("deployment_in_progress", not rolling, str(rolling[0].get("id")) if rolling else "none")
+    """ECS knows a deployment that is over as COMPLETED or FAILED; one without a word may be anything."""
+    name, rows = "deployment_in_progress", row.get("deployments") or []
+    rolling = next((entry for entry in rows if entry.get("rollout_state") == "IN_PROGRESS"), None)
+    if rolling is not None:
+        return Gate(name, False, str(rolling.get("id")))
+    if not rows or any(entry.get("rollout_state") not in SETTLED for entry in rows):
+        return Gate(name, None, "the state of its deployments is not known")
+    return Gate(name, True, "none")
 
 
 def _running(_case: Case, row: Mapping[str, Any]) -> Gate:
@@ -305,6 +316,8 @@ def _secrets(case: Case, row: Mapping[str, Any]) -> Gate:
     if gone:
         return Gate("secret_missing", False, ", ".join(gone))
     unknown = [str(entry.get("name")) for entry in secrets if entry.get("exists") is None]
+    if not unknown and row.get("status") != "complete":
+        return Gate("secret_missing", None, "not all of the service could be read")
     return Gate("secret_missing", None if unknown else True, ", ".join(unknown) or "all exist")
 
 
@@ -370,9 +383,18 @@ def _cure(case: Case) -> Gate:
             return Gate(name, None, f"nothing is known of the loop in task {task}")
         if row["state"] not in CURES[case.kind]:
             return Gate(name, False, f"the loop in task {task} is {row['state']}, which this does not cure")
-        if case.kind == "restart_loop" and (row.get("process") or {}).get("process") != "alive":
-            return Gate(name, None, f"the process of the loop in task {task} was not seen")
+        if case.kind == "restart_loop" and (why := _no_restart_inside(case, task, row)):
+            return Gate(name, None, why)
     return Gate(name, True, f"{len(case.tasks)} stuck loop(s)")
+
+
+def _no_restart_inside(case: Case, task: str, loop: Mapping[str, Any]) -> str:
+    """Why ending a loop would start no new one, or would end nobody knows what; empty where it is sure."""
+    if (loop.get("process") or {}).get("process") != "alive":
+        return f"the process of the loop in task {task} was not seen"
+    rows = section(case.triage, "containers").get("tasks") or []
+    entry: Mapping[str, Any] = next((row for row in rows if row.get("task") == task), {})
+    return "" if entry.get("supervisord_running") else f"no supervisord was seen in task {task} to start it anew"
 
 
 def _registers(case: Case, name: str) -> Gate:
@@ -411,7 +433,8 @@ def _why(case: Case, part: str) -> str:
 def _acted(case: Case) -> list[tuple[datetime, Mapping[str, Any]]]:
     """Earlier restarts of this service by this project, the oldest first."""
     part = _lease_part(case) or {}
-    rows = [row for row in part.get("history") or [] if row.get("acted")]
+    # A restart that was announced and then refused, by ECS or for want of rights, was none.
+    rows = [row for row in part.get("history") or [] if row.get("acted") and row.get("outcome") != "not_attempted"]
     return sorted(((parse_rfc3339(str(row["acted"])), row) for row in rows), key=lambda pair: pair[0])
 
 
@@ -430,6 +453,13 @@ def _tried(case: Case) -> Gate:
 
 def _end_of(row: Mapping[str, Any]) -> str:
     return str(row.get("outcome") or "its end is not known")
+
+
+def _clock(case: Case) -> Gate:
+    skew = (case.live.get("caller") or {}).get("clock_skew_seconds")
+    if skew is None:
+        return Gate("clock_skew", None, "this machine's clock could not be compared with that of AWS")
+    return Gate("clock_skew", abs(skew) <= MOST_SKEW_SECONDS, f"{skew:+d} s against AWS")
 
 
 def _failures(case: Case) -> Gate:
@@ -509,4 +539,4 @@ GATES: Sequence[Callable[[Case], Gate]] = (
     _queue,
     _cure,
 )
-LIVE_GATES: Sequence[Callable[[Case], Gate]] = (_lease, _tried, _failures, _capacity)
+LIVE_GATES: Sequence[Callable[[Case], Gate]] = (_lease, _tried, _clock, _failures, _capacity)

@@ -50,6 +50,10 @@ class RefusedError(Exception):
         self.gate = gate
 
 
+class UnclearError(Exception):
+    """A request may have been heard, and ECS can't be asked whether it was; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What to restart and how long to wait for it. ``strategy``: service or task; times in seconds."""
@@ -98,6 +102,8 @@ class Redeploy:
         self._deployment: str | None = None
         self._stopped: tuple[str, ...] = ()
         self._refused: str | None = None
+        #: Whether a request was sent: what breaks off from then on is no proof that nothing was done.
+        self.begun = False
 
     def run(self, check_mode: bool) -> dict[str, Any]:
         """Restart what is wanted, unless it was restarted already.
@@ -112,7 +118,10 @@ class Redeploy:
         if due and check_mode:
             return self._result("would_act", True, before, self._foreseen(before))
         if due:
-            self._act(service, due)
+            try:
+                self._act(service, due)
+            except UnclearError as error:
+                return self._unseen("unknown", True, before, str(error))
         elif self._deployment is None:
             return self._result("nothing_to_do", False, before, before)
         if not self._wanted.wait:
@@ -153,7 +162,7 @@ class Redeploy:
     # -- the request
 
     def _act(self, service: Aws, due: tuple[str, ...]) -> None:
-        self._asked_at = datetime.now(UTC)
+        self._asked_at, self.begun = datetime.now(UTC), True
         if self._wanted.strategy == "task":
             self._stop_all(due)
             return
@@ -178,7 +187,7 @@ class Redeploy:
         try:
             self._aws.write.stop_task(cluster=wanted.cluster, task=task, reason=wanted.reason)
         except Exception as error:
-            if self._aws.kind(error) in ("denied", "throttled") or task in self._task_ids("RUNNING"):
+            if self._aws.kind(error) in ("denied", "throttled") or task in self._asked(self._task_ids, "RUNNING"):
                 raise
 
     def _force(self, known: set[str]) -> str:
@@ -192,18 +201,31 @@ class Redeploy:
         except Exception as error:
             if self._aws.kind(error) in ("denied", "throttled", "missing"):
                 raise
-            service = self._service()
+            service = self._asked(self._service)
             found = primary(service)
             if found is None or str(found.get("id")) in known:
                 raise
         first = primary(service)
         return str((first or {}).get("id"))
 
+    def _asked(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What ECS shows after an answer was lost; UnclearError when it does not say either."""
+        for attempt in range(1, MOST_REQUESTS + 1):
+            try:
+                return read(*arguments)
+            except Exception as error:
+                if attempt == MOST_REQUESTS or self._aws.kind(error) == "denied":
+                    raise UnclearError(self._aws.explain(error)) from error
+            self._sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("the loop returns or raises")
+
     def _send(self, request: Callable[[], Any]) -> Any:
         """Send a request; again only where AWS throttled it, since then it did nothing."""
         for attempt in range(1, MOST_REQUESTS + 1):
             try:
                 return request()
+            except UnclearError:
+                raise
             except Exception as error:
                 if self._aws.kind(error) != "throttled" or attempt == MOST_REQUESTS:
                     raise RefusedError(self._aws.explain(error)) from error

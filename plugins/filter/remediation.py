@@ -42,7 +42,14 @@ def remediation_plan(triage: Facts, options: Facts, read: Facts, approved: Facts
 
 
 def remediation_proof(
-    triage: Facts, before: Facts, plan: Facts, action: Facts, last: Facts, work_dir: str, after_dir: str
+    triage: Facts,
+    before: Facts,
+    plan: Facts,
+    action: Facts,
+    last: Facts,
+    work_dir: str,
+    after_dir: str,
+    watch_seconds: float,
 ) -> dict[str, Any]:
     """What is true after a restart.
 
@@ -54,12 +61,14 @@ def remediation_proof(
         last: the proof of the look before, empty at the first.
         work_dir: private directory of the evidence before.
         after_dir: that of the evidence after.
+        watch_seconds: for how long no bounce may come once all else is in order.
     """
     at = datetime.now(UTC)
     good_since = last.get("good_since")
     again = _bounced_again(triage, Path(work_dir), Path(after_dir), good_since)
     after = recovery.side(triage, str(plan["tier"]), format_rfc3339(at))
-    checks = recovery.prove(before, after, plan, str(action["asked_at"]), again)
+    watched = _seconds(good_since, at)
+    checks = recovery.prove(before, after, plan, str(action["asked_at"]), again, (watched, float(watch_seconds)))
     good = recovery.ready(checks)
     return {
         "at": format_rfc3339(at),
@@ -67,7 +76,7 @@ def remediation_proof(
         "after": after,
         "checks": checks,
         "good_since": (good_since or format_rfc3339(at)) if good else None,
-        "watched_seconds": _seconds(good_since, at) if good else 0.0,
+        "watched_seconds": watched if good else 0.0,
         "seconds": _seconds(action["asked_at"], at),
     }
 
@@ -86,6 +95,14 @@ def _bounced_again(triage: Facts, before: Path, after: Path, good_since: str | N
     return recovery.bounced_again(read_failures(before / FAILED), read_failures(after / FAILED), since, table.index)
 
 
+def remediation_done(result: Facts, asked_at: str) -> dict[str, Any]:
+    """What ecs_service_redeploy said. A module that ended without a word of the outcome may have acted."""
+    if result.get("outcome"):
+        return dict(result)
+    said = " ".join(str(result.get("msg") or "it ended without a word").split())[:300]
+    return {"outcome": "unknown", "changed": True, "asked_at": asked_at, "msg": f"How it went is not known: {said}"}
+
+
 def remediation_ended_loops(results: Sequence[Facts], asked_at: str) -> dict[str, Any]:
     """One action out of the sessions in which loops were ended (see files/end_loop.sh for their status)."""
     rows = [row for result in results for row in result.get("results") or [result]]
@@ -95,11 +112,12 @@ def remediation_ended_loops(results: Sequence[Facts], asked_at: str) -> dict[str
         str(row.get("reason") or row.get("stderr") or row.get("msg") or "").strip() for row in rows if row.get("rc")
     ]
     said += [str(row.get("reason") or row.get("msg")) for row in rows if row.get("rc") is None]
-    unknown = any(row.get("outcome") in ("session_broke", "timed_out") for row in rows)
-    if len(ended) == len(rows):
-        outcome = "steady"
-    elif len(gone) == len(rows):
+    # Status 1: it was ended, and no new one came. A session without an end, or a module that died, may have ended it.
+    unknown = any(row.get("rc") == 1 or row.get("outcome") not in ("completed", "unreachable") for row in rows)
+    if len(gone) == len(rows):
         outcome = "nothing_to_do"
+    elif len(ended) == len(rows):
+        outcome = "steady"
     else:
         outcome = "unknown" if ended or unknown else "refused"
     return {
@@ -131,6 +149,7 @@ class FilterModule:
             "remediation_stop": remediation.stop,
             "remediation_side": recovery.side,
             "remediation_proof": remediation_proof,
+            "remediation_done": remediation_done,
             "remediation_ended_loops": remediation_ended_loops,
             "remediation_result": remediation_result,
             "remediation_audit": remediation_audit,

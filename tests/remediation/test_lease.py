@@ -55,6 +55,7 @@ def test_it_is_held_noted_in_given_back_and_taken_again(cluster: Cluster) -> Non
     ]
     assert seen["room"]["tasks"] > 0
     assert seen["caller"]["arn"].startswith("arn:aws:sts::")
+    assert abs(seen["caller"]["clock_skew_seconds"]) < 60
     assert lease(sandbox, "two")["lease"]["run"] == "two"
     assert [row["run"] for row in info(sandbox)["lease"]["history"]] == ["one", "two"]
 
@@ -80,6 +81,14 @@ def test_a_lease_ends_by_itself(cluster: Cluster) -> None:
     assert lease(sandbox, "one", seconds=0.5)["lease"]["run"] == "one"
     time.sleep(1.5)
     assert lease(sandbox, "two")["lease"]["run"] == "two"
+
+
+def test_nothing_is_begun_under_a_lease_that_has_ended(cluster: Cluster) -> None:
+    sandbox = cluster()
+    lease(sandbox, "one", seconds=0.5)
+    time.sleep(1.5)
+    assert "of this run ended at" in lease(sandbox, "one", state="noted")["msg"]
+    assert "failed" not in lease(sandbox, "one", state="released", record={"outcome": "not_attempted"})
 
 
 def test_what_is_no_lease_is_held_by_nobody_knows_whom(cluster: Cluster) -> None:

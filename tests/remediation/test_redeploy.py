@@ -125,6 +125,16 @@ def test_a_request_that_was_not_heard_is_an_error_and_not_sent_again(cluster: Cl
     assert writes(sandbox, *ACTS) == ["ecs.UpdateService"]
 
 
+def test_a_lost_answer_that_nobody_can_check_is_unknown(cluster: Cluster) -> None:
+    """It was heard, its answer got lost, and from then on the service can't be read: that is no "not attempted"."""
+    lost = {"operation": "ecs.UpdateService", "drop": True, "after": True, "times": 1}
+    denied = {"operation": "ecs.DescribeServices", "error": "AccessDeniedException", "rate": 0.5}
+    sandbox = cluster(faults=[lost, denied])
+    done = redeploy(sandbox)
+    assert (done["outcome"], done["changed"], done["failed"]) == ("unknown", True, True)
+    assert writes(sandbox, *ACTS) == ["ecs.UpdateService"]
+
+
 def test_a_throttled_request_is_sent_again(cluster: Cluster) -> None:
     sandbox = cluster(**fault("ecs.UpdateService", error="ThrottlingException", times=2))
     assert redeploy(sandbox)["outcome"] == "steady"

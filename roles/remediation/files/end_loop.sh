@@ -4,16 +4,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # End the hung reconfigure loop of this container, so that supervisord starts it anew.
-# $1: process id of the loop when it was seen to hang. Status: 0 it was ended and a new one runs; 1 no new one came; 2 not
-# called so; 3 the process is another one by now, and nothing was done.
+# $1: process id of the loop when it was seen to hang; $2: how old it was then, in seconds. Status: 0 it was ended and a
+# new one runs; 1 no new one came; 2 not called so; 3 the process is another one by now, and nothing was done.
 set -u
 
-loop=${1:-}
-case $loop in '' | *[!0-9]*) echo "usage: end_loop.sh PID" >&2; exit 2 ;; esac
+loop=${1:-} least=${2:-}
+for number in "$loop" "$least"; do
+  case $number in '' | *[!0-9]*) echo "usage: end_loop.sh PID SECONDS" >&2; exit 2 ;; esac
+done
 
 # Whether a process runs the loop's script: an interpreter whose first argument is that file.
 is_loop() {
   tr '\0' '\n' <"/proc/$1/cmdline" 2>/dev/null | sed -n 2p | grep -Eq '(^|/)reconfigure\.sh$'
+}
+
+# Seconds since a process began. Its id may have gone to another one meanwhile, which is younger than that was.
+age_of() {
+  read -r up _ </proc/uptime && read -r stat <"/proc/$1/stat" 2>/dev/null || return
+  set -f
+  # shellcheck disable=SC2086
+  set -- ${stat##*\) }
+  echo $((${up%.*} - ${20} / $(getconf CLK_TCK || echo 100)))
 }
 
 parent_of() {
@@ -36,7 +47,8 @@ below() {
 }
 below_of() { (below "$1"); }
 
-if ! is_loop "$loop"; then
+age=$(age_of "$loop")
+if ! is_loop "$loop" || [ "${age:-0}" -lt "$((least - 1))" ]; then
   echo "process $loop is no reconfigure loop any more" >&2
   exit 3
 fi

@@ -89,6 +89,14 @@ def test_bounces_that_go_on_are_no_recovery(again: int | None, passed: bool | No
     assert conclude({"outcome": "steady", "changed": True}, checks) == "not_recovered"
 
 
+def test_what_was_not_watched_for_long_enough_is_not_proven() -> None:
+    checks = prove(column(OLD), column(NEW), PLAN, ACTED, 0, (30, 120))
+    assert {row["name"]: row["passed"] for row in checks if not row["passed"]} == {"bounces_stopped": None}
+    assert ready(checks)
+    assert conclude({"outcome": "steady", "changed": True}, checks) == "not_recovered"
+    assert prove(column(OLD), column(NEW), PLAN, ACTED, 0, (120, 120))[-2]["passed"] is True
+
+
 def test_a_map_read_from_its_text_proves_nothing_of_its_db() -> None:
     after = column(NEW)
     task(after)["maps"][0]["source"] = "text"
