@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import itertools
 import secrets
+import signal
 import string
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
@@ -63,6 +64,9 @@ class Runtime(Protocol):
 
     def stop(self, task_id: str, *, grace: float) -> None:
         """End a task and whatever runs in it, after ``grace`` seconds by force."""
+
+    def signal_loop(self, task_id: str, signal_number: signal.Signals) -> None:
+        """Send a signal to a task's reconfigure loop."""
 
 
 @dataclass(eq=False)
@@ -626,6 +630,8 @@ class Cluster:
             task.spec = replace(task.spec, started_at=datetime.now(UTC))
             error = await self._launch([task])
             failure = None if error is None else ("EssentialContainerExited", "Essential container in task exited", 1)
+            if error is None and service.tier.service.deployment.loop is Loop.STOPPED:
+                await asyncio.to_thread(self.runtime.signal_loop, task.id, signal.SIGSTOP)
         if failure is not None:
             await self._start_failed(service, deployment, task, failure)
             return False

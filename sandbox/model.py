@@ -161,12 +161,14 @@ class DeploymentSpec:
     """How a deployment of a service behaves once it is asked for, and what is under way when the scenario begins.
 
     ``outcome``: completed, failed (circuit breaker; rolls back where the service has one), stuck (stays IN_PROGRESS).
+    ``loop``: that of the new tasks, running or stopped.
     """
 
     outcome: str = "completed"
     start_seconds: float = 1.5
     drain_seconds: float = 1.0
     in_progress_minutes: float | None = None
+    loop: Loop = Loop.RUNNING
 
 
 @dataclass(frozen=True)

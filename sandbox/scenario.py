@@ -420,6 +420,7 @@ def _service(tier: str, raw: Raw, tasks: int) -> ServiceSpec:
             start_seconds=deployment.get("start_seconds", 1.5),
             drain_seconds=deployment.get("drain_seconds", 1.0),
             in_progress_minutes=deployment.get("in_progress_minutes"),
+            loop=Loop(deployment.get("loop", "running")),
         ),
         image_tag=raw.get("image_tag", "sha-1f3a9c07"),
         registered_days_ago=raw.get("registered_days_ago", 21),

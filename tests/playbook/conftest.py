@@ -167,15 +167,7 @@ def triage(sandbox: Sandbox, tmp_path: Path) -> Callable[..., Run]:
 
 def ansible_playbook(report_dir: Path, *words: str, env: dict[str, str], cwd: Path) -> Run:
     """One real process, and what it wrote for the host that it ran for."""
-    done = subprocess.run(
-        [str(BIN / "ansible-playbook"), "-e", f"report_dir={report_dir}", *words],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=RUN_SECONDS,
-    )
+    done = run_playbook(report_dir, *words, env=env, cwd=cwd)
     latest = next(iter(sorted(report_dir.glob("*/latest"))), None)
     if latest is None:
         return Run(done.returncode, done.stdout, done.stderr, report_dir)
@@ -187,6 +179,21 @@ def ansible_playbook(report_dir: Path, *words: str, env: dict[str, str], cwd: Pa
         triage=json.loads((latest / "triage.json").read_text(encoding="utf-8")),
         outcome=json.loads((latest / "outcome.json").read_text(encoding="utf-8")),
         markdown=(latest / "triage.md").read_text(encoding="utf-8"),
+    )
+
+
+def run_playbook(
+    report_dir: Path, *words: str, env: dict[str, str], cwd: Path = REPO, seconds: float = RUN_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """One real process, for any number of hosts."""
+    return subprocess.run(
+        [str(BIN / "ansible-playbook"), "-e", f"report_dir={report_dir}", *words],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=seconds,
     )
 
 

@@ -9,6 +9,7 @@ variables in another, no terminal, no HOME, and no environment but what AWX pass
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import REPO, Run, Sandbox
+from .conftest import REPO, Run, Sandbox, operator_writes
 
 pytestmark = pytest.mark.playbook
 
@@ -35,7 +36,7 @@ VOLATILE = re.compile(
 ENGINE = """
 import json, sys
 import ansible_runner
-runner = ansible_runner.run(private_data_dir=sys.argv[1], playbook="triage.yml", ident="7", quiet=True)
+runner = ansible_runner.run(private_data_dir=sys.argv[1], playbook=sys.argv[2], ident="7", quiet=True)
 print(json.dumps({"status": runner.status, "rc": runner.rc}))
 """
 
@@ -54,10 +55,11 @@ class Job:
 
 @pytest.fixture
 def job(sandbox: Sandbox, tmp_path: Path) -> Callable[..., Job]:
-    """Run the project as a job: ``job({"triage_exec": True})``."""
+    """Run the project as a job: ``job({"triage_exec": True})``, ``job({...}, "remediate.yml")``."""
+    numbers = itertools.count()
 
-    def run(extra_vars: dict[str, Any]) -> Job:
-        private = tmp_path / "private"
+    def run(extra_vars: dict[str, Any], playbook: str = "triage.yml") -> Job:
+        private = tmp_path / f"private{next(numbers)}"
         (private / "env").mkdir(parents=True)
         (private / "env" / "extravars").write_text(yaml.safe_dump(extra_vars))
         (private / "env" / "envvars").write_text(
@@ -65,7 +67,7 @@ def job(sandbox: Sandbox, tmp_path: Path) -> Callable[..., Job]:
         )
         _copy_project(private / "project")
         done = subprocess.run(
-            [*_read_only(private / "project"), sys.executable, "-c", ENGINE, str(private)],
+            [*_read_only(private / "project"), sys.executable, "-c", ENGINE, str(private), playbook],
             cwd=tmp_path,
             env={"PATH": sandbox.environment()["PATH"], "LANG": "C.UTF-8"},
             capture_output=True,
@@ -142,6 +144,22 @@ def test_the_same_findings_facts_and_artifacts(job: Callable[..., Job], triage: 
     for section in ("tiers", "environment", "containers", "reconfigure_loop"):
         assert (done.facts[section]["status"], done.facts[section]["reasons"]) == ("complete", []), section
     assert done.artifact == {"triage_artifact": {"sandbox": done.facts}}
+
+
+def test_a_workflow_restarts_once_what_its_triage_planned(job: Callable[..., Job], sandbox: Sandbox) -> None:
+    """AWX hands the artifacts of the triage node on, as extra variables, once a person has approved."""
+    sandbox.load("loop-hung-loglevel-2")
+    planned = job({"triage_payload": ""})
+    assert operator_writes(sandbox.calls()) == []
+    workflow = {**planned.artifact, "triage_payload": ""}
+    acted = job(workflow, "remediate.yml")
+    part = acted.facts["remediation"]
+    assert (part["outcome"], part["plan"]["kind"]) == ("recovered", "restart_loop"), acted.stdout
+    assert part["approved"]["run"] == planned.facts["run"]["id"]
+    sandbox.reset_calls()
+    replay = job(workflow, "remediate.yml")
+    assert replay.facts["remediation"]["stopped_by"] == ["finding_gone"]
+    assert operator_writes(sandbox.calls()) == []
 
 
 def test_what_a_job_leaves_behind(job: Callable[..., Job], triage: Callable[..., Run], sandbox: Sandbox) -> None:
