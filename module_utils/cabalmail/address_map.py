@@ -16,8 +16,8 @@ from typing import Any
 
 from . import containers
 from .address_table import AddressTable, read_table
-from .failed_recipient import STATES, Failure, Judgement, Witnesses, judge, read_failures
-from .freshness import REBUILT, Limits
+from .failed_recipient import STATES, Failure, Judgement, Unread, Witnesses, judge, read_failures
+from .freshness import REBUILT, Limits, epoch
 from .map_view import ALIASES, MapView, map_row, read_task
 from .privacy import Masker
 from .reconfigure_loop import LoopLimits, reconfigure_loop
@@ -113,13 +113,13 @@ def _status(
     return {"status": "partial" if reasons else "complete", "reasons": reasons}
 
 
-def _unread(triage: Facts, views: Sequence[MapView], limits: Limits) -> dict[str, dict[str, bool | None]]:
-    """By tier, the running tasks whose maps could not be read, and whether their loops are stuck by their logs."""
+def _unread(triage: Facts, views: Sequence[MapView], limits: Limits) -> dict[str, dict[str, Unread]]:
+    """By tier, the running tasks whose maps could not be read, and what their logs say of their loops."""
     read = {view.task for view in views if view.known}
-    unread: dict[str, dict[str, bool | None]] = {}
+    unread: dict[str, dict[str, Unread]] = {}
     for row in reconfigure_loop(triage, LoopLimits(maps=limits))["tasks"]:
         if row["task"] not in read:
-            unread.setdefault(row["tier"], {})[row["task"]] = row["stuck"]
+            unread.setdefault(row["tier"], {})[row["task"]] = Unread(row["stuck"], epoch(row["last_done"]))
     return unread
 
 

@@ -103,6 +103,17 @@ def _failure(record: Facts, own_host: str) -> Failure | None:
     return Failure(address, digest(address), refused_by, no_such_user, code, tier, relay, epoch(record.get("time")))
 
 
+@dataclass(frozen=True)
+class Unread:
+    """What the log says of the loop of a task whose maps could not be read; None: not known.
+
+    ``done``: when its last pass ended, and so when its maps were whole for the last time, in epoch seconds.
+    """
+
+    stuck: bool | None
+    done: float | None
+
+
 @dataclass
 class Witnesses:
     """All that a failed recipient is looked up in."""
@@ -113,17 +124,17 @@ class Witnesses:
     users: frozenset[str] | None
     limits: Limits
     smtp_out_hosts: frozenset[str] = frozenset()
-    #: by tier, what the logs say of the loops of tasks whose maps could not be read: task to stuck (None: not known)
-    unread: Mapping[str, Mapping[str, bool | None]] = field(default_factory=dict)
+    #: by tier and task, what the logs say where the maps could not be read
+    unread: Mapping[str, Mapping[str, Unread]] = field(default_factory=dict)
 
     def stuck_unread(self, tier: str) -> tuple[str, ...]:
         """Tasks of the tier whose maps could not be read and whose loops are stuck by their logs."""
-        return tuple(task for task, stuck in self.unread.get(tier, {}).items() if stuck)
+        return tuple(task for task, loop in self.unread.get(tier, {}).items() if loop.stuck)
 
     def blind(self, tier: str) -> bool:
         """Whether some task of the tier could have any map: neither its maps nor its loop are known."""
         rest = self.unread.get(tier, {})
-        return any(stuck is None for stuck in rest.values()) or not (rest or self.of(tier, ACCESS))
+        return any(loop.stuck is None for loop in rest.values()) or not (rest or self.of(tier, ACCESS))
 
     def of(self, tier: str, path: str) -> list[MapView]:
         """The views of that map in that tier whose content is known."""
@@ -152,7 +163,8 @@ def _judge_existing(failure: Failure, position: int, table: AddressTable, world:
     if found:
         return found
     if failure.no_such_user:
-        return _judge_users(table.people_of(position), world)
+        missing = _missing(table.people_of(position), world)
+        return missing or _judge_nobody_behind(failure, requested, world)
     waited = None if failure.time is None or not requested else failure.time - requested
     if not world.of(tier, ACCESS) or world.stuck_unread(tier) or world.blind(tier):
         return _judge_by_time(tier, waited, world)
@@ -197,18 +209,47 @@ def _judge_by_time(tier: str, waited: float | None, world: Witnesses) -> Judgeme
     return Judgement("unknown", f"the maps of {tier} could not be read")
 
 
-def _judge_users(people: Sequence[str], world: Witnesses) -> Judgement:
+def _missing(people: Sequence[str], world: Witnesses) -> Judgement | None:
+    """The OS users that imap is known to lack; None where it has all of them or they could not be read."""
+    missing = [name for name in people if name not in world.users] if world.users is not None else []
+    return Judgement("missing_user", f"imap has no OS user {', '.join(missing)}") if missing else None
+
+
+def _judge_nobody_behind(failure: Failure, requested: float, world: Witnesses) -> Judgement:
+    """imap took the address and found no user behind it, although none is known to be missing."""
+    if not world.of("imap", VIRTUSERTABLE):
+        found = _judge_by_last_pass(failure, requested, world)
+        if found:
+            return found
+        if world.users is not None:
+            return Judgement("unknown", "imap's virtusertable could not be read")
+    return _judge_users_there(world)
+
+
+def _judge_by_last_pass(failure: Failure, requested: float, world: Witnesses) -> Judgement | None:
+    """virtusertable could not be read: it is as the last whole pass left it, since a pass that fails leaves it alone."""
+    passes = [loop.done for loop in world.unread.get("imap", {}).values() if loop.done is not None]
+    if not requested or not passes:
+        return None
+    done, stuck = max(passes), world.stuck_unread("imap")
+    if requested > done:
+        why = "the address is newer than the last pass of imap's loop that came to its end"
+        return Judgement("stale_imap" if stuck else "lag", why, VIRTUSERTABLE, stuck)
+    had_it = requested < done - world.limits.slack_seconds and failure.time is not None and failure.time > done
+    if stuck and had_it and world.users is None:
+        return Judgement("missing_user", "imap's map had the address when its last pass ended, so its user is missing")
+    return None
+
+
+def _judge_users_there(world: Witnesses) -> Judgement:
     if world.users is None:
         return Judgement("unknown", "the OS users of imap could not be read")
-    missing = [name for name in people if name not in world.users]
-    if missing:
-        return Judgement("missing_user", f"imap has no OS user {', '.join(missing)}")
     return Judgement("in_order", "the address and its user are there now")
 
 
 def _judge_user(name: str, world: Witnesses) -> Judgement:
     """A bare local user, as imap logs after it expanded an alias."""
-    return _judge_users([name], world)
+    return _missing([name], world) or _judge_users_there(world)
 
 
 def _judge_gone(failure: Failure, world: Witnesses) -> Judgement:

@@ -509,8 +509,9 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     """Which maps are wrong, and what the bounced recipients say about them."""
     part = section(triage, "address_map")
     keys = (*MAP_STATES, "checked", "smtp_in", "imap")
+    doubt = imap_map_in_doubt(triage, part)
     if not usable(part):
-        return {**dict.fromkeys(keys), "refusals": None, "bad_rows": None}
+        return {**dict.fromkeys(keys), "refusals": None, "bad_rows": None, "imap_in_doubt": doubt}
     recipients = part.get("recipients") or {}
     known = recipients if usable(recipients) else {}
     by_state = known.get("by_state") or {}
@@ -523,6 +524,7 @@ def map_signals(triage: Facts) -> dict[str, Any]:
     result["checked"] = known.get("checked")
     result["refusals"] = {name: refusals.get(name, 0) for name in MAP_STATES} if known else None
     result["bad_rows"] = bad_row_signals(part.get("bad_rows"))
+    result["imap_in_doubt"] = doubt
     for key, tier in (("smtp_in", "smtp-in"), ("imap", "imap")):
         rows = [row for row in read if row.get("tier") == tier]
         tasks = sorted(stale.get(tier) or [])
@@ -543,6 +545,15 @@ def map_signals(triage: Facts) -> dict[str, Any]:
             "oldest_minutes": oldest_minutes(row for row in rows if row.get("task") in tasks),
         }
     return result
+
+
+def imap_map_in_doubt(triage: Facts, maps: Facts) -> bool:
+    """Whether imap's map may lack what the table has: its loop is stuck, or can't be seen and a row stops makemap."""
+    loops = [row for row in section(triage, "reconfigure_loop").get("tasks") or [] if row.get("tier") == "imap"]
+    if any(row.get("state") in STUCK_STATES for row in loops):
+        return True
+    built = bool(loops) and all(row.get("state") in ("healthy", "no_ping") for row in loops)
+    return not built and bool((bad_row_signals(maps.get("bad_rows")) or {}).get("breaking"))
 
 
 def bad_row_signals(part: Facts | None) -> dict[str, Any] | None:
@@ -643,10 +654,16 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     deferred = reason_counts((log.get("deferrals") or {}).get("reasons") or [])["local_error"] if log else None
     if not usable(part):
         keys = ("missing_users", "unwritable", "disk_full", "disk_full_elsewhere", "stray_mail", "home_on_efs")
-        return {**dict.fromkeys(keys), "errors": errors, "deferred": deferred, "said": []}
+        return {**dict.fromkeys(keys), "suspected_users": [], "lacking": [], "errors": errors, "deferred": deferred, "said": []}
     disks = part.get("disk_full")
+    refused = part.get("missing_users")
+    unread = any(row["confirmed"] is None for row in refused or [])
+    # By imap's answers alone, where its OS users could not be read.
+    suspected = refused if unread and not imap_map_in_doubt(triage, section(triage, "address_map")) else []
     return {
-        "missing_users": part.get("missing_users"),
+        "missing_users": None if unread else refused,
+        "suspected_users": suspected,
+        "lacking": [row["user"] for row in (suspected if unread else refused) or []],
         "unwritable": part.get("unwritable"),
         "disk_full": full_disks([row for row in disks if row.get("tier") == "imap"] if disks is not None else None),
         "disk_full_elsewhere": full_disks(

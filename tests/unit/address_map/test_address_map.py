@@ -407,6 +407,36 @@ def test_users_that_could_not_be_read_are_not_missing(world: Any) -> None:
     assert world.state() == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("made", "done", "state"),
+    [
+        # Passes fail after access.db: imap takes the address and virtusertable, as old as the last whole pass, lacks it.
+        (timedelta(hours=2), timedelta(hours=6), "stale_imap"),
+        # That pass brought the address, so it is the user behind it.
+        (timedelta(days=30), timedelta(hours=6), "missing_user"),
+        # Made while that pass was scanning: it may have it or not.
+        (timedelta(hours=6, minutes=1), timedelta(hours=6), "unknown"),
+        # The loop works, and its next pass is to come.
+        (timedelta(minutes=6), timedelta(minutes=7), "lag"),
+        (timedelta(days=30), timedelta(minutes=7), "unknown"),
+        # No pass was seen at all.
+        (timedelta(hours=2), None, "unknown"),
+    ],
+)
+def test_nobody_behind_an_address_and_no_container(world: Any, made: timedelta, done: timedelta | None, state: str) -> None:
+    world.row(NEW, ago=made)
+    world.unreachable("imap")
+    world.log("imap", done)
+    world.failed(NEW, code="5.1.1", seen="user_unknown")
+    assert world.state() == state
+
+
+def test_a_user_who_is_there_does_not_vouch_for_a_map_that_was_not_read(world: Any) -> None:
+    world.task("imap", maps={})
+    world.failed(ANN, code="5.1.1", seen="user_unknown")
+    assert world.state() == "unknown"
+
+
 def test_no_container_at_all_is_unavailable(world: Any) -> None:
     world.unreachable("imap")
     section = world.section()

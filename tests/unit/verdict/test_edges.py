@@ -210,14 +210,37 @@ def test_errors_of_a_task_that_has_gone_accuse_nobody(triage: Triage, options: T
     assert build_signals(triage, options)["loops"]["sync_users"] == []
 
 
-def test_a_user_is_not_called_missing_where_the_loop_behind_the_map_is_stuck(
+@pytest.mark.parametrize(
+    ("loop", "breaking", "stands"),
+    [
+        ("healthy", 0, True),
+        ("no_ping", 1, True),
+        ("unknown", 0, True),
+        # A map that its loop no longer builds gives the same answer, and so does a row that stops makemap.
+        ("unknown", 1, False),
+        ("failing", 0, False),
+        ("hung", 0, False),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_user_is_not_called_missing_where_imaps_map_may_lack_the_address(
+    loop: str, breaking: int, stands: bool, listed: bool, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    refused_at_imap(triage, "5.1.1", "user_unknown")
+    suspected = [{"user": "bob", "recipients": 1, "confirmed": None}]
+    triage["local_delivery"] = {"status": "partial", "reasons": [], "missing_users": suspected} if listed else unavailable()
+    triage["address_map"]["bad_rows"] = {"count": breaking, "kinds": {"duplicate_key": breaking}, "examples": []}
+    for row in triage["reconfigure_loop"]["tasks"]:
+        if row["tier"] == "imap":
+            row["state"] = loop
+    assert ("imap.missing_user" in judged(triage, table, options)) is stands
+
+
+def test_a_user_who_is_proven_to_be_missing_stands_beside_a_stuck_loop(
     triage: Triage, table: list[Any], options: Triage
 ) -> None:
     refused_at_imap(triage, "5.1.1", "user_unknown")
-    triage["local_delivery"] = unavailable()
-    triage["address_map"] = unavailable()
-    assert "imap.missing_user" in judged(triage, table, options)
+    triage["local_delivery"]["missing_users"] = [{"user": "bob", "recipients": 20, "confirmed": True}]
     for row in triage["reconfigure_loop"]["tasks"]:
-        if row["tier"] == "imap":
-            row["state"] = "failing"
-    assert "imap.missing_user" not in judged(triage, table, options)
+        row["state"] = "failing"
+    assert {"imap.missing_user", "reconfigure.failing"} <= set(judged(triage, table, options))

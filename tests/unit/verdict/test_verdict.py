@@ -183,7 +183,7 @@ def loop_state(state: str) -> Callable[[Triage], None]:
 
 def missing_user(triage: Triage) -> None:
     refused_at_imap(triage, "5.1.1", "user_unknown")
-    triage["local_delivery"]["missing_users"] = [{"user": "bob", "recipients": 20}]
+    triage["local_delivery"]["missing_users"] = [{"user": "bob", "recipients": 20, "confirmed": True}]
 
 
 def unwritable(triage: Triage) -> None:
