@@ -42,6 +42,8 @@ class AddressTable:
     #: digest to what keeps the row out of the maps
     bad: dict[int, str] = field(default_factory=dict)
     bad_examples: list[tuple[str, str]] = field(default_factory=list)
+    #: when the first of the rows was made that makemap can't have beside another; no pass has come to its end since
+    clash: float | None = None
     rows: int = 0
 
     def add(self, row: Facts, examples: int = 20) -> None:
@@ -62,6 +64,7 @@ class AddressTable:
         known = self.index.get(key)
         if known is not None and self.exact[known] != exact:
             self._problem(address.decode(), key, "duplicate_key", examples)
+            self._clash(self.requested[known], epoch(row.get("requested")))
         user = str(row.get("user") or "")
         if not user.strip():
             self._problem(address.decode(), key, "empty_user", examples)
@@ -85,6 +88,11 @@ class AddressTable:
         self.bad[key] = problem
         if len(self.bad_examples) < examples:
             self.bad_examples.append((address, problem))
+
+    def _clash(self, one: float, other: float | None) -> None:
+        if one and other:
+            made = max(one, other)
+            self.clash = made if self.clash is None else min(made, self.clash)
 
     def people_of(self, position: int) -> Sequence[str]:
         """OS users that a row delivers to; an apex row with a slash delivers to a user of that very name."""

@@ -229,9 +229,13 @@ def _judge_nobody_behind(failure: Failure, requested: float, world: Witnesses) -
 def _judge_by_last_pass(failure: Failure, requested: float, world: Witnesses) -> Judgement | None:
     """virtusertable could not be read: it is as the last whole pass left it, since a pass that fails leaves it alone."""
     passes = [loop.done for loop in world.unread.get("imap", {}).values() if loop.done is not None]
+    stuck = world.stuck_unread("imap")
+    if stuck and not passes and world.table and world.table.clash and requested > world.table.clash:
+        why = "the address is newer than a row that makemap fails on, and no pass of imap's loop was seen to end"
+        return Judgement("stale_imap", why, VIRTUSERTABLE, stuck)
     if not requested or not passes:
         return None
-    done, stuck = max(passes), world.stuck_unread("imap")
+    done = max(passes)
     if requested > done:
         why = "the address is newer than the last pass of imap's loop that came to its end"
         return Judgement("stale_imap" if stuck else "lag", why, VIRTUSERTABLE, stuck)

@@ -874,6 +874,6 @@ def platform_signals(triage: Facts) -> dict[str, Any]:
         if services
         else None,
         "maintenance": None if active is None else bool(active),
-        "maintenance_ahead": ahead,
+        "planned_roll": ahead if active else None if active is None else False,
         "maintenance_message": flag.get("message"),
     }

@@ -431,6 +431,31 @@ def test_nobody_behind_an_address_and_no_container(world: Any, made: timedelta, 
     assert world.state() == state
 
 
+@pytest.mark.parametrize(
+    ("made", "clash", "done", "state"),
+    [
+        (timedelta(hours=3), timedelta(hours=4), None, "stale_imap"),
+        # Older than that row: the map may have it.
+        (timedelta(hours=5), timedelta(hours=4), None, "unknown"),
+        (timedelta(hours=3), None, None, "unknown"),
+        # A pass came to its end all the same, so that row stops none.
+        (timedelta(hours=3), timedelta(hours=4), timedelta(minutes=7), "unknown"),
+    ],
+)
+def test_no_pass_ends_after_a_row_that_makemap_fails_on(
+    world: Any, made: timedelta, clash: timedelta | None, done: timedelta | None, state: str
+) -> None:
+    """The log shows only the window, and the loop may fail since before it."""
+    world.row(NEW, ago=made)
+    world.row("Ann@s.harborlight.example", ago=clash or timedelta())
+    if clash is None:
+        world.rows[-1]["requested"] = None
+    world.unreachable("imap")
+    world.log("imap", done)
+    world.failed(NEW, code="5.1.1", seen="user_unknown")
+    assert world.state() == state
+
+
 def test_a_user_who_is_there_does_not_vouch_for_a_map_that_was_not_read(world: Any) -> None:
     world.task("imap", maps={})
     world.failed(ANN, code="5.1.1", seen="user_unknown")

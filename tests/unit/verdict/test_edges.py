@@ -244,3 +244,19 @@ def test_a_user_who_is_proven_to_be_missing_stands_beside_a_stuck_loop(
     for row in triage["reconfigure_loop"]["tasks"]:
         row["state"] = "failing"
     assert {"imap.missing_user", "reconfigure.failing"} <= set(judged(triage, table, options))
+
+
+@pytest.mark.parametrize(
+    ("until", "planned", "failed"),
+    [("2026-11-24T21:48:01Z", True, False), ("2026-11-24T21:48:00Z", False, True), (None, None, None)],
+)
+def test_a_roll_is_planned_up_to_its_end(
+    until: str | None, planned: bool | None, failed: bool | None, triage: Triage, table: list[Any], options: Triage
+) -> None:
+    triage["environment"]["parameters"]["maintenance_imap"] = {"exists": True, "active": True, "until": until}
+    triage["environment"]["services"]["imap"]["running"] = 0
+    found = judged(triage, table, options)
+    assert ("imap.planned_roll" in found) is bool(planned)
+    assert ("imap.failed_deployment" in found) is bool(failed)
+    # Nobody is told of an outage that was planned; where its end is not known, it is told.
+    assert ("imap.not_running" in found) is (not planned)
