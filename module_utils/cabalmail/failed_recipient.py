@@ -227,7 +227,7 @@ def _judge_nobody_behind(failure: Failure, requested: float, world: Witnesses) -
 
 
 def _judge_by_last_pass(failure: Failure, requested: float, world: Witnesses) -> Judgement | None:
-    """virtusertable could not be read: it is as the last whole pass left it, since a pass that fails leaves it alone."""
+    """virtusertable could not be read: it is as the last whole pass left it, since one that fails leaves it alone."""
     passes = [loop.done for loop in world.unread.get("imap", {}).values() if loop.done is not None]
     stuck = world.stuck_unread("imap")
     if stuck and not passes and world.table and world.table.clash and requested > world.table.clash:

@@ -654,7 +654,8 @@ def local_signals(triage: Facts, tiers: Mapping[str, Facts]) -> dict[str, Any]:
     deferred = reason_counts((log.get("deferrals") or {}).get("reasons") or [])["local_error"] if log else None
     if not usable(part):
         keys = ("missing_users", "unwritable", "disk_full", "disk_full_elsewhere", "stray_mail", "home_on_efs")
-        return {**dict.fromkeys(keys), "suspected_users": [], "lacking": [], "errors": errors, "deferred": deferred, "said": []}
+        nobody: dict[str, Any] = {"suspected_users": [], "lacking": [], "said": []}
+        return {**dict.fromkeys(keys), **nobody, "errors": errors, "deferred": deferred}
     disks = part.get("disk_full")
     refused = part.get("missing_users")
     unread = any(row["confirmed"] is None for row in refused or [])

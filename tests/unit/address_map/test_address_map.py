@@ -410,7 +410,7 @@ def test_users_that_could_not_be_read_are_not_missing(world: Any) -> None:
 @pytest.mark.parametrize(
     ("made", "done", "state"),
     [
-        # Passes fail after access.db: imap takes the address and virtusertable, as old as the last whole pass, lacks it.
+        # Passes fail after access.db: imap takes the address, and virtusertable lacks it.
         (timedelta(hours=2), timedelta(hours=6), "stale_imap"),
         # That pass brought the address, so it is the user behind it.
         (timedelta(days=30), timedelta(hours=6), "missing_user"),
@@ -423,7 +423,9 @@ def test_users_that_could_not_be_read_are_not_missing(world: Any) -> None:
         (timedelta(hours=2), None, "unknown"),
     ],
 )
-def test_nobody_behind_an_address_and_no_container(world: Any, made: timedelta, done: timedelta | None, state: str) -> None:
+def test_nobody_behind_an_address_and_no_container(
+    world: Any, made: timedelta, done: timedelta | None, state: str
+) -> None:
     world.row(NEW, ago=made)
     world.unreachable("imap")
     world.log("imap", done)

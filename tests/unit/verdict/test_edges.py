@@ -228,7 +228,8 @@ def test_a_user_is_not_called_missing_where_imaps_map_may_lack_the_address(
 ) -> None:
     refused_at_imap(triage, "5.1.1", "user_unknown")
     suspected = [{"user": "bob", "recipients": 1, "confirmed": None}]
-    triage["local_delivery"] = {"status": "partial", "reasons": [], "missing_users": suspected} if listed else unavailable()
+    by_log = {"status": "partial", "reasons": [], "missing_users": suspected}
+    triage["local_delivery"] = by_log if listed else unavailable()
     triage["address_map"]["bad_rows"] = {"count": breaking, "kinds": {"duplicate_key": breaking}, "examples": []}
     for row in triage["reconfigure_loop"]["tasks"]:
         if row["tier"] == "imap":
