@@ -29,14 +29,14 @@ def loop(tmp_path: Path) -> Iterator[int]:
     parent.wait()
 
 
-def child_of(parent: int) -> int:
+def child_of(parent: int, name: bytes = b"reconfigure.sh") -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children")
     for _attempt in range(500):
         found = children.read_text().split()
-        if found and b"reconfigure.sh" in Path(f"/proc/{found[0]}/cmdline").read_bytes():
+        if found and name in Path(f"/proc/{found[0]}/cmdline").read_bytes():
             return int(found[0])
         time.sleep(0.01)
-    raise AssertionError("the loop did not start")
+    raise AssertionError(f"no {name.decode()} started")
 
 
 def end(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
 
 
 def test_the_loop_and_what_it_waits_for_are_ended(loop: int) -> None:
-    sleeper = int(Path(f"/proc/{loop}/task/{loop}/children").read_text().split()[0])
+    sleeper = child_of(loop, b"sleep\0")
     done = end(loop, 0)
     assert (done.returncode, done.stdout.startswith(f"ended {loop}, now runs ")) == (0, True), done.stderr
     assert not alive(loop)
@@ -65,7 +65,7 @@ def test_a_process_that_is_younger_than_the_one_seen_is_another_one(loop: int) -
 
 
 def test_a_process_that_is_no_loop_is_left_alone(loop: int) -> None:
-    sleeper = int(Path(f"/proc/{loop}/task/{loop}/children").read_text().split()[0])
+    sleeper = child_of(loop, b"sleep\0")
     assert end(sleeper, 0).returncode == 3
     assert end(2**22 + 1, 0).returncode == 3
     assert alive(sleeper)
