@@ -152,6 +152,9 @@ class Gateway:
         def screen(connection: ServerConnection, request: Any) -> Any:
             if self.mischief.refuse_upgrade is not None:
                 return connection.respond(self.mischief.refuse_upgrade, "no\n")
+            if self.mischief.cut_at_open:
+                # Before the answer: whether one that was written is still sent would be left to chance.
+                connection.transport.abort()
             return None
 
         async with serve(
@@ -199,9 +202,6 @@ class Gateway:
         assert socket.request is not None
         identifier = socket.request.path.rpartition("/")[2].partition("?")[0]
         self.headers.append(dict(socket.request.headers.raw_items()))
-        if self.mischief.cut_at_open:
-            socket.transport.abort()
-            return
         self.open_sessions += 1
         self._sockets.add(socket)
         # A session that the client has closed is over for it, though its handler here may not have noticed yet.
