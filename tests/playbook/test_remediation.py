@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_is_understood_by_the_next(
 
 def test_beside_somebody_elses_deployment_nothing_is_deployed(sandbox: Sandbox, tmp_path: Path) -> None:
     """It begins once the run has its lease and is about to look again."""
-    sandbox.load(deploying(tmp_path / "slow", start_seconds=4))
+    sandbox.load(deploying(tmp_path / "slow", start_seconds=60))
     process = begin(sandbox, tmp_path / "reports", "ssm.PutParameter")
     client(sandbox, "ecs").update_service(cluster="cabal-mail", service="cabal-smtp-in", forceNewDeployment=True)
     output = process.communicate(timeout=200)[0]
